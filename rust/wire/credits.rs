@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Credits: how many calls may be outstanding.
+//!
+//! RFC 8166, sections 3.3.1 to 3.3.3; RFC 8167 for the backward direction; rows W54 to W57.
+
+/// What a client grants the server for backward calls (row W57).
+pub const BACKWARD_CLIENT_CREDITS: u32 = 16;
+
+/// What a server asks for in backward calls (row W57).
+pub const BACKWARD_SERVER_CREDITS: u32 = 2;
+
+/// Makes a usable number of a grant from the wire (row W55).
+///
+/// A peer that grants nothing, against RFC 8166, would stop the connection for good: 0 counts as 1.
+/// A peer that grants more than was asked for cannot make the receiver of the grant allocate more
+/// than `max`. A `max` of 0 counts as 1.
+#[inline]
+pub const fn clamp_grant(grant: u32, max: u32) -> u32 {
+    if grant == 0 || max == 0 {
+        1
+    } else if grant > max {
+        max
+    } else {
+        grant
+    }
+}
+
+/// The credit window of a connection, as the requester sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Credits {
+    max: u32,
+    granted: u32,
+}
+
+impl Credits {
+    /// The window of a fresh connection: one call, until the first reply says more (row W54; RFC
+    /// 8166, 3.3.3). The requester will ask for `max`.
+    #[inline]
+    pub const fn new(max: u32) -> Self {
+        Self {
+            max: clamp_grant(max, max),
+            granted: 1,
+        }
+    }
+
+    /// What the requester puts in the `credits` field of its calls.
+    #[inline]
+    pub const fn requested(&self) -> u32 {
+        self.max
+    }
+
+    /// How many calls may be outstanding.
+    #[inline]
+    pub const fn granted(&self) -> u32 {
+        self.granted
+    }
+
+    /// Takes in the grant of a reply; returns the new window if that changed it (row W55).
+    #[inline]
+    pub fn update(&mut self, grant: u32) -> Option<u32> {
+        let grant = clamp_grant(grant, self.max);
+        if grant == self.granted {
+            return None;
+        }
+        self.granted = grant;
+        Some(grant)
+    }
+
+    /// Goes back to the window of a fresh connection.
+    #[inline]
+    pub fn reset(&mut self) {
+        self.granted = 1;
+    }
+}
