@@ -7,6 +7,8 @@
 use kernel::prelude::*;
 
 pub(crate) mod bindings;
+#[allow(dead_code)]
+mod rt;
 
 module! {
     type: RpcRdma,

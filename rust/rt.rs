@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Small wrappers of kernel facilities that the kernel crate does not wrap yet.
+//!
+//! Nothing here knows about RDMA or RPC.
+
+pub(crate) mod err;
+pub(crate) mod kbuf;
+pub(crate) mod module_ref;
+pub(crate) mod pages;
+pub(crate) mod queue;
+pub(crate) mod sysctl;

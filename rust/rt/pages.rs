@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Pieces of memory that a scatterlist can describe.
+
+use crate::bindings;
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+
+/// A physically contiguous piece of memory, as a scatterlist entry takes it: a page, an offset from
+/// its start and a length. It may reach into the pages that follow the first one physically.
+///
+/// # Invariants
+///
+/// The memory stays valid, and open to access by devices, for `'a`. `len` is not 0 and
+/// `offset + len` does not overflow.
+#[derive(Clone, Copy)]
+pub(crate) struct Region<'a> {
+    page: NonNull<bindings::page>,
+    offset: u32,
+    len: u32,
+    _memory: PhantomData<&'a [u8]>,
+}
+
+impl<'a> Region<'a> {
+    /// Describes memory.
+    ///
+    /// # Safety
+    ///
+    /// For `'a`, the `len` bytes at `offset` from the start of `page` are physically contiguous
+    /// memory of the linear map, which may be read and written by devices through DMA mappings (as
+    /// far as the caller of later operations has these directions in mind). `len` is not 0, and
+    /// `offset + len` fits into 32 bits.
+    pub(crate) unsafe fn new(page: NonNull<bindings::page>, offset: u32, len: u32) -> Self {
+        // INVARIANT: As promised by the caller.
+        Self {
+            page,
+            offset,
+            len,
+            _memory: PhantomData,
+        }
+    }
+
+    /// The page with the first byte, or one before it (see [`Self::offset`]).
+    pub(crate) fn page(&self) -> NonNull<bindings::page> {
+        self.page
+    }
+
+    /// Where the first byte is, counted from the start of [`Self::page`].
+    pub(crate) fn offset(&self) -> u32 {
+        self.offset
+    }
+
+    /// The size in bytes.
+    pub(crate) fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Where the memory ends, counted from the start of [`Self::page`].
+    pub(crate) fn end(&self) -> u32 {
+        self.offset.wrapping_add(self.len)
+    }
+
+    /// Takes the first `len` bytes off. `None` when there would be nothing on either side.
+    pub(crate) fn split(self, len: u32) -> Option<(Self, Self)> {
+        let rest = self.len.checked_sub(len).filter(|rest| *rest != 0)?;
+        if len == 0 {
+            return None;
+        }
+        let offset = self.offset.checked_add(len)?;
+        // INVARIANT: Both are parts of `self`, and neither is empty.
+        Some((
+            Self { len, ..self },
+            Self {
+                offset,
+                len: rest,
+                ..self
+            },
+        ))
+    }
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Work queues owned by the module.
+//!
+//! C header: [include/linux/workqueue.h](srctree/include/linux/workqueue.h)
+
+use crate::bindings;
+use core::{
+    ops::Deref,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Release, //
+    },
+    workqueue::{
+        self,
+        Queue, //
+    },
+};
+
+/// A work queue with a rescuer thread, whose items run in any order and may sleep.
+///
+/// Dropping it waits for all items, queued ones included.
+///
+/// # Invariants
+///
+/// The pointer is a work queue owned by this value.
+pub(crate) struct OwnedQueue(NonNull<bindings::workqueue_struct>);
+
+// SAFETY: Work queues may be used and destroyed from any thread.
+unsafe impl Send for OwnedQueue {}
+
+// SAFETY: Queueing is thread safe.
+unsafe impl Sync for OwnedQueue {}
+
+impl OwnedQueue {
+    /// Makes a queue. May sleep.
+    pub(crate) fn new(name: &'static CStr) -> Result<Self> {
+        // SAFETY: The format takes one string, and one is passed.
+        let raw = unsafe {
+            bindings::alloc_workqueue_noprof(
+                c"%s".as_char_ptr(),
+                bindings::wq_flags_WQ_UNBOUND | bindings::wq_flags_WQ_MEM_RECLAIM,
+                0,
+                name.as_char_ptr(),
+            )
+        };
+        // INVARIANT: Nobody else knows the queue.
+        NonNull::new(raw).map(Self).ok_or(ENOMEM)
+    }
+
+    /// The queue as C knows it.
+    pub(crate) fn as_raw(&self) -> *mut bindings::workqueue_struct {
+        self.0.as_ptr()
+    }
+}
+
+impl Deref for OwnedQueue {
+    type Target = Queue;
+
+    fn deref(&self) -> &Queue {
+        // SAFETY: The queue lives as long as `self`.
+        unsafe { Queue::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedQueue {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant; it is not used afterwards.
+        unsafe { bindings::destroy_workqueue(self.0.as_ptr()) };
+    }
+}
+
+static MODULE_QUEUE: Atomic<*mut bindings::workqueue_struct> =
+    Atomic::new(core::ptr::null_mut());
+
+/// Keeps the module's queue: see [`module_queue`].
+pub(crate) struct ModuleQueue {
+    _queue: OwnedQueue,
+}
+
+impl ModuleQueue {
+    /// Makes the module's queue.
+    ///
+    /// # Safety
+    ///
+    /// There is one value of this type at a time, and it outlives every use of [`module_queue`]:
+    /// it is the last thing that the module's exit drops.
+    pub(crate) unsafe fn new(name: &'static CStr) -> Result<Self> {
+        let queue = OwnedQueue::new(name)?;
+        MODULE_QUEUE.store(queue.as_raw(), Release);
+        Ok(Self { _queue: queue })
+    }
+}
+
+impl Drop for ModuleQueue {
+    fn drop(&mut self) {
+        MODULE_QUEUE.store(core::ptr::null_mut(), Release);
+        // What remains are kernel threads between their last `module_put` and the return from our
+        // code. Each of them gives up its CPU before this returns.
+        // SAFETY: Process context, no locks: this runs from the module's exit.
+        unsafe { bindings::synchronize_rcu_tasks() };
+    }
+}
+
+/// The module's own queue: unbound, with a rescuer, so that it makes progress under memory
+/// pressure. Its items may sleep and are waited for when the module is unloaded.
+///
+/// Before the queue was made, the kernel's unbound queue takes its place.
+pub(crate) fn module_queue() -> &'static Queue {
+    NonNull::new(MODULE_QUEUE.load(Acquire)).map_or_else(workqueue::system_unbound, |queue| {
+        // SAFETY: `ModuleQueue::new` promises that its queue outlives all users of this function.
+        unsafe { Queue::from_raw(queue.as_ptr()) }
+    })
+}
+
+/// As [`module_queue`], for C functions.
+pub(crate) fn module_queue_raw() -> *mut bindings::workqueue_struct {
+    let queue = MODULE_QUEUE.load(Acquire);
+    if queue.is_null() {
+        // SAFETY: Reading a pointer that is set at boot.
+        return unsafe { bindings::system_dfl_wq };
+    }
+    queue
+}
