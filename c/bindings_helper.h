@@ -18,6 +18,7 @@
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/net.h>
+#include <linux/pci-p2pdma.h>
 #include <linux/percpu_counter.h>
 #include <linux/sched/mm.h>
 #include <linux/scatterlist.h>
@@ -50,5 +51,22 @@
 #include <rdma/ib_verbs.h>
 #include <rdma/rdma_cm.h>
 #include <rdma/rw.h>
+
+/*
+ * Constants that bindgen cannot evaluate, or gets wrong: HZ is first defined by a userspace header,
+ * and that value is the one it finds. Kbuild strips the prefix.
+ */
+const unsigned long CONST_HELPER_HZ = HZ;
+const long CONST_HELPER_MAX_SCHEDULE_TIMEOUT = MAX_SCHEDULE_TIMEOUT;
+const size_t CONST_HELPER_XDR_UNIT = XDR_UNIT;
+const size_t CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
+
+const gfp_t CONST_HELPER_GFP_NOFS = GFP_NOFS;
+const gfp_t CONST_HELPER_GFP_NOIO = GFP_NOIO;
+const gfp_t CONST_HELPER___GFP_ACCOUNT = __GFP_ACCOUNT;
+const gfp_t CONST_HELPER___GFP_MEMALLOC = __GFP_MEMALLOC;
+const gfp_t CONST_HELPER___GFP_NOMEMALLOC = __GFP_NOMEMALLOC;
+const gfp_t CONST_HELPER___GFP_NORETRY = __GFP_NORETRY;
+const gfp_t CONST_HELPER___GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;
 
 #endif

@@ -27,32 +27,24 @@
     allow(unnecessary_transmutes)
 )]
 
-mod raw {
-    use kernel::ffi;
-    use pin_init::{
-        MaybeZeroable,
-        Zeroable, //
-    };
+use kernel::ffi;
+use pin_init::{
+    MaybeZeroable,
+    Zeroable, //
+};
 
-    // What this file defines comes before what the two globs bring.
-    pub use super::helpers::*;
-    pub use kernel::bindings::*;
+// Whatever is defined here, in the generated files too, hides what has the same name there.
+pub use kernel::bindings::*;
 
-    type __kernel_size_t = usize;
-    type __kernel_ssize_t = isize;
-    type __kernel_ptrdiff_t = isize;
+type __kernel_size_t = usize;
+type __kernel_ssize_t = isize;
+type __kernel_ptrdiff_t = isize;
 
-    // SAFETY: The unit holds nothing but its storage.
-    unsafe impl<Storage: Zeroable> Zeroable for __BindgenBitfieldUnit<Storage> {}
+// SAFETY: The unit is its storage and nothing else, and zeroes are a value of that.
+unsafe impl<Storage: Zeroable> Zeroable for __BindgenBitfieldUnit<Storage> {}
 
-    include!("generated/bindings.rs");
-}
+// SAFETY: The array has no elements of its own.
+unsafe impl<T> Zeroable for __IncompleteArrayField<T> {}
 
-mod helpers {
-    use super::raw::*;
-    use kernel::ffi;
-
-    include!("generated/helpers.rs");
-}
-
-pub use raw::*;
+include!("generated/bindings.rs");
+include!("generated/helpers.rs");
