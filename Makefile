@@ -1,8 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0
+#
+# make                 build rpcrdma_rust.ko for the newest 7.2.y kernel of Debian 13 backports
+# make KVER=7.2.11     ... for another kernel of the archive (a release string or its beginning)
+# make KDIR=/dir       ... against a prepared object tree
+# make update          look up the newest kernel again; `make` remembers what it found
+# make check           formatting, clippy, and which code may be unsafe
+# make install         as root: into /lib/modules; `scripts/use ours` then makes the kernel load it
+# make demo|test|bench
+# make clean           remove what was built in this directory
+# make distclean       ... and the cache directory: toolchain, kernels, guests
 
-KVER ?=
+kernel := scripts/kernel
+target := $(if $(KDIR),--kdir '$(KDIR)') $(if $(KVER),--kver '$(KVER)')
+# Variables for the kernel's make.
+passed := $(foreach v,V W C CLIPPY KRUSTFLAGS KCFLAGS,$(if $($(v)),'$(v)=$($(v))'))
 
 all:
-	@scripts/kernel build $(if $(KVER),--kver $(KVER))
+	@$(kernel) build $(target) modules $(passed)
 
-.PHONY: all
+update:
+	@$(kernel) update
+	@$(MAKE) --no-print-directory all
+
+check:
+	@scripts/check $(target)
+
+install:
+	@scripts/use install
+
+demo:
+	@scripts/demo
+
+test:
+	@tests/run
+
+bench:
+	@scripts/bench
+
+# What Kbuild and bindgen leave behind; needs no kernel.
+clean:
+	@find . \( -name .git -o -path ./host \) -prune -o -type f \( -name '*.o' -o -name '*.ko' \
+		-o -name '*.mod' -o -name '*.mod.c' -o -name '*.rsi' -o -name '.*.cmd' \
+		-o -name '.*.d' -o -name '.module-common.c' \) -exec rm -f {} +
+	@rm -rf rust/generated Module.symvers modules.order host/target .tmp_*
+
+distclean: clean
+	@$(kernel) distclean
+
+.PHONY: all update check install demo test bench clean distclean
