@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Reliable RDMA connections for an upper-layer protocol, on top of the kernel's verbs.
+//!
+//! A protocol implements [`Protocol`] and holds a [`Conn`]. Four operations are there:
+//!
+//! | operation | here |
+//! | --- | --- |
+//! | send | [`Conn::reserve`] gives a [`TxBuf`] of the connection's send ring, [`Conn::send`] posts it |
+//! | receive | [`Protocol::receive`] is called with an [`RxMsg`] of the receive ring |
+//! | DDP read | the peer reads memory that [`Exposing::expose`] registered with [`Access::Read`] |
+//! | DDP write | the peer writes memory that [`Exposing::expose`] registered with [`Access::Write`] |
+//!
+//! How the pieces hold each other (arrow: owns):
+//!
+//! ```text
+//! Conn ──> Qp, Id (cm.rs), TxRing, 2 Cq
+//!   └────> Inner (Arc; what completion handlers see) ──> the protocol's P, pools of RxMsg and Mr
+//! Mr, Pd users ──> Domain (Arc) ──> PD, DeviceLease
+//! ```
+//!
+//! Three rules carry the safety of the whole:
+//!
+//! * Memory that the device may touch is owned by something that only the completion, or
+//!   [`Quiesced`], gives back: send buffers by the ring, receive buffers by the posted work request,
+//!   memory of requests by an [`Exposed`] set with the lease that keeps it.
+//! * While a [`DeviceLease`] exists, removal of the device has not finished.
+//! * [`Conn::shutdown`] ends with the queue pair and both completion queues gone. Only then does it
+//!   hand out [`Quiesced`], the proof that neither the device nor a completion handler comes back.
+//!
+//! C headers: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h),
+//! [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
+
+mod cm;
+mod conn;
+mod cq;
+mod device;
+mod dma;
+mod domain;
+mod expose;
+mod mr;
+mod rx;
+mod tx;
+
+pub(crate) use self::{
+    conn::{
+        Conn,
+        Cx,
+        Limits,
+        Lost,
+        Params,
+        Protocol,
+        Quiesced, //
+    },
+    device::Client,
+    expose::{
+        Exposed,
+        Exposing, //
+    },
+    mr::{
+        Access,
+        Mr, //
+    },
+    rx::RxMsg,
+    tx::TxBuf, //
+};

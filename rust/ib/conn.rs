@@ -1,0 +1,751 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A connection: what it is made of, how it is set up, and how it ends.
+
+use super::{
+    cm,
+    cq::{
+        Completed,
+        Cq,
+        Cqe,
+        Wc,
+        WcErr, //
+    },
+    device::{
+        Caps,
+        DeviceLease,
+        Link,
+        Listening, //
+    },
+    domain::Domain,
+    expose::Exposed,
+    mr::{
+        self,
+        Access,
+        Handle,
+        MrCtx,
+        Refill, //
+    },
+    rx::{
+        self,
+        RxBuf,
+        RxMsg, //
+    },
+    tx::TxRing, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        kbuf::{
+            KBuf,
+            RawGfp, //
+        },
+        net::{
+            Net,
+            SockAddr, //
+        },
+        pages::Region,
+        queue,
+        stack::Stack, //
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    page::PAGE_SIZE,
+    prelude::*,
+    str::CStr,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Full,
+            Release, //
+        },
+        new_mutex,
+        new_spinlock,
+        Arc,
+        Mutex,
+        SpinLock, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        Work,
+        WorkItem, //
+    },
+};
+
+/// The name under which `rdma resource show` lists our objects (row M7).
+pub(super) const OWNER: &CStr = c"rpcrdma_rust";
+
+/// Work requests that the core needs for draining a queue.
+const DRAIN: u32 = 1;
+
+/// Regions larger than this would need a larger scatterlist than one allocation of two pages.
+const MAX_DEPTH: u32 = 256;
+
+/// Why a connection cannot go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The device is being removed.
+    DeviceRemoved,
+    /// The peer, or the connection manager, ended it.
+    Disconnected,
+    /// The local address moved to another device.
+    AddressChange,
+    /// A work request failed with this status.
+    CompletionError(u32),
+    /// A work request could not be posted.
+    PostFailed,
+    /// A region could not be invalidated.
+    InvalidateFailed,
+}
+
+/// What uses a connection.
+///
+/// The methods are called from completion handlers of the connection, in process context, without
+/// locks held; they must not sleep. Receives are handled one at a time, and so are completions on
+/// the send queue, but the two run concurrently. None is called after [`Conn::shutdown`].
+pub(crate) trait Protocol: Sized + Send + Sync + 'static {
+    /// What keeps memory that a peer may reach from being freed or reused.
+    type Lease: Send + 'static;
+    /// What is put aside until memory is fenced.
+    type Pending: Send + 'static;
+
+    /// A message arrived. It can be there before [`Conn::connect`] has returned.
+    fn receive(&self, cx: &Cx<'_, Self>, msg: RxMsg<Self>);
+
+    /// What [`Cx::invalidate`] was asked for is done: with the lease and the number of regions, or
+    /// not, in which case the connection is lost and the set waits for [`Quiesced`].
+    fn fenced(
+        &self,
+        cx: &Cx<'_, Self>,
+        pending: Self::Pending,
+        result: Result<(Self::Lease, usize), Exposed<Self>>,
+    );
+
+    /// There may be room for Sends, or regions, again.
+    fn writable(&self);
+
+    /// `count` memory regions were allocated.
+    fn regions_created(&self, count: u32);
+
+    /// The connection cannot go on: called once, from process context, maybe before
+    /// [`Conn::connect`] has returned. It must only schedule the shutdown.
+    fn lost(&self, why: Lost);
+}
+
+/// What a protocol asks of a connection.
+pub(crate) struct Params<'a> {
+    /// The network namespace of the connection.
+    pub(crate) net: Net<'a>,
+    /// The peer.
+    pub(crate) dst: &'a SockAddr,
+    /// Requests that may be outstanding.
+    pub(crate) requests: u32,
+    /// Requests below which the connection is of no use.
+    pub(crate) min_requests: u32,
+    /// Messages that the peer may send on its own account, and that we may send in answer to them.
+    pub(crate) extra: u32,
+    /// Size of send buffers in bytes.
+    pub(crate) tx_bytes: u32,
+    /// Size of receive buffers in bytes.
+    pub(crate) rx_bytes: u32,
+    /// Pages that one request can expose, in one list.
+    pub(crate) max_pages: u32,
+    /// Pieces apart from pages that a list can have, each of which may need its own region.
+    pub(crate) extra_regions: u32,
+    /// Regions that one list may have at most.
+    pub(crate) max_regions: u32,
+    /// Private data for the peer.
+    pub(crate) private: &'a [u8],
+    /// How long the peer may take to answer, in milliseconds.
+    pub(crate) msecs: u32,
+}
+
+/// What the device made of [`Params`].
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// Requests that may be outstanding.
+    pub(crate) requests: u32,
+    /// Regions that a list can need.
+    pub(crate) regions: u32,
+    /// Pages that a region can have.
+    pub(super) depth: u32,
+    /// Regions may have gaps.
+    pub(super) sg_gaps: bool,
+    /// Receives are posted so many at a time.
+    pub(super) rx_batch: u32,
+    rx_count: u32,
+    tx_count: u32,
+    send_wr: u32,
+    recv_wr: u32,
+    responder_resources: u8,
+}
+
+impl Limits {
+    /// Fits what is asked for to what the device has (rows C72 to C79, X12).
+    fn new(caps: &Caps, name: &CStr, params: &Params<'_>) -> Result<Self> {
+        if !caps.mem_mgt || caps.max_fast_reg == 0 {
+            pr_err!("device {}: no fast memory registration\n", name);
+            return Err(EINVAL);
+        }
+        // One region for a whole transfer where the device can, so that the peer can invalidate
+        // all of it with its reply.
+        let depth = caps.max_fast_reg.min(MAX_DEPTH).min(params.max_pages);
+        let regions = params
+            .max_pages
+            .div_ceil(depth)
+            .saturating_add(params.extra_regions)
+            .min(params.max_regions);
+        if regions.saturating_mul(depth) < params.max_pages {
+            pr_err!("device {}: regions of {} pages are too small\n", name, depth);
+            return Err(ENOMEM);
+        }
+        // Two lists of regions, each registered and invalidated, and the Send.
+        let wrs = regions.saturating_mul(2).saturating_add(1);
+        let mut requests = params.requests;
+        loop {
+            let batch = (requests / 4).clamp(1, 32);
+            let rx_count = requests
+                .saturating_add(params.extra.saturating_mul(2))
+                .saturating_add(batch);
+            // Room for the buffers that were sent but wait for a signalled completion.
+            let tx_count = requests.saturating_add(params.extra);
+            let tx_count = tx_count.saturating_add(tx_count / 7).saturating_add(2);
+            let send_wr = tx_count
+                .saturating_mul(wrs)
+                .saturating_add(1)
+                .saturating_add(DRAIN);
+            let recv_wr = rx_count.saturating_add(DRAIN);
+            if send_wr <= caps.max_qp_wr && recv_wr <= caps.max_qp_wr {
+                return Ok(Self {
+                    requests,
+                    regions,
+                    depth,
+                    sg_gaps: caps.sg_gaps,
+                    rx_batch: batch,
+                    rx_count,
+                    tx_count,
+                    send_wr,
+                    recv_wr,
+                    responder_resources: u8::try_from(caps.max_qp_rd_atom).unwrap_or(u8::MAX),
+                });
+            }
+            if requests <= params.min_requests {
+                pr_err!(
+                    "device {}: queues of {} work requests are too small\n",
+                    name,
+                    caps.max_qp_wr
+                );
+                return Err(ENOMEM);
+            }
+            requests = (requests / 2).max(params.min_requests);
+        }
+    }
+}
+
+/// The completion entry of all work requests of which only failure matters.
+#[repr(C)]
+struct ErrEntry {
+    cqe: Cqe,
+}
+
+// SAFETY: `repr(C)`, with the entry made for this type as the first field.
+unsafe impl<P: Protocol> Completed<P> for ErrEntry {
+    unsafe fn completed(_this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+        if let Err(e) = wc.ok() {
+            cx.inner().completion_failed(e);
+        }
+    }
+}
+
+/// What the completion handlers of a connection see.
+///
+/// # Invariants
+///
+/// While `closed` is not set, or a completion handler that found it not set is running, `qp` is
+/// null or a valid queue pair.
+#[pin_data]
+pub(super) struct Inner<P: Protocol> {
+    err_entry: ErrEntry,
+    closed: AtomicFlag,
+    told: AtomicFlag,
+    qp: Atomic<*mut bindings::ib_qp>,
+    /// Sends before this sequence number are complete.
+    tx_tail: Atomic<u32>,
+    limits: Limits,
+    events: Arc<cm::Events>,
+    #[pin]
+    rx: SpinLock<rx::Pool<P>>,
+    #[pin]
+    mrs: SpinLock<mr::Pool<P>>,
+    #[pin]
+    refill: Mutex<Option<Refill>>,
+    #[pin]
+    refill_work: Work<Self>,
+    proto: P,
+}
+
+// SAFETY: `Cqe` is only read by the RDMA core; queue pairs may be used from any thread; the rest is
+// `Send`.
+unsafe impl<P: Protocol> Send for Inner<P> {}
+
+// SAFETY: As above, and the rest is `Sync`.
+unsafe impl<P: Protocol> Sync for Inner<P> {}
+
+impl_has_work! {
+    impl{P: Protocol} HasWork<Self> for Inner<P> { self.refill_work }
+}
+
+impl<P: Protocol> Inner<P> {
+    fn new(proto: P, limits: Limits, events: Arc<cm::Events>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            // INVARIANT: There is no queue pair.
+            pin_init!(Self {
+                err_entry: ErrEntry {
+                    cqe: Cqe::new::<P, ErrEntry>(),
+                },
+                closed: AtomicFlag::new(false),
+                told: AtomicFlag::new(false),
+                qp: Atomic::new(core::ptr::null_mut()),
+                tx_tail: Atomic::new(0),
+                limits,
+                events,
+                rx <- new_spinlock!(rx::Pool::new()),
+                mrs <- new_spinlock!(mr::Pool::new()),
+                refill <- new_mutex!(None),
+                refill_work <- new_work!("rpcrdma_rust::refill"),
+                proto,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The protocol.
+    pub(super) fn proto(&self) -> &P {
+        &self.proto
+    }
+
+    /// What the device allows.
+    pub(super) fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Sends before this sequence number are complete.
+    pub(super) fn tx_tail(&self) -> &Atomic<u32> {
+        &self.tx_tail
+    }
+
+    /// The receive buffers.
+    pub(super) fn rx(&self) -> &SpinLock<rx::Pool<P>> {
+        &self.rx
+    }
+
+    /// The entry of work requests of which only failure matters.
+    pub(super) fn err_cqe(&self) -> *mut bindings::ib_cqe {
+        self.err_entry.cqe.as_raw()
+    }
+
+    /// A work request failed.
+    pub(super) fn completion_failed(&self, e: WcErr) {
+        self.lost(Lost::CompletionError(e.status()));
+    }
+
+    /// Posts to the send queue.
+    ///
+    /// `Err` means that the last work request of the chain was not posted, and that the connection
+    /// is lost.
+    ///
+    /// # Safety
+    ///
+    /// `first` is a valid chain of work requests with entries of this connection, which satisfies
+    /// what their kinds require. The caller is a completion handler of this connection, or has the
+    /// `Conn`.
+    pub(super) unsafe fn post_send(&self, first: *const bindings::ib_send_wr) -> Result {
+        let qp = self.qp.load(Acquire);
+        if qp.is_null() || self.closed.load(Acquire) {
+            return Err(err::enotconn());
+        }
+        let mut bad: *const bindings::ib_send_wr = core::ptr::null();
+        // SAFETY: By the type invariant; the rest as the caller promises.
+        to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) })
+            .inspect_err(|_| self.lost(Lost::PostFailed))
+    }
+
+    /// Posts to the receive queue. `Err` has the first work request that was not posted.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Self::post_send`].
+    pub(super) unsafe fn post_recv(
+        &self,
+        first: *mut bindings::ib_recv_wr,
+    ) -> Result<(), *mut bindings::ib_recv_wr> {
+        if first.is_null() {
+            return Ok(());
+        }
+        let qp = self.qp.load(Acquire);
+        if qp.is_null() || self.closed.load(Acquire) {
+            return Err(first);
+        }
+        let mut bad: *const bindings::ib_recv_wr = core::ptr::null();
+        // SAFETY: By the type invariant; the rest as the caller promises.
+        if unsafe { bindings::ib_post_recv(qp, first, &mut bad) } == 0 {
+            return Ok(());
+        }
+        self.lost(Lost::PostFailed);
+        Err(if bad.is_null() {
+            first
+        } else {
+            bad.cast_mut()
+        })
+    }
+
+    /// Takes an idle region.
+    pub(super) fn take_mr(&self) -> Option<KBox<MrCtx<P>>> {
+        self.mrs.lock().idle.pop()
+    }
+
+    /// Puts an idle region back.
+    pub(super) fn put_mr(mr: KBox<MrCtx<P>>) {
+        let this = mr.inner.clone();
+        let mut pool = this.mrs.lock();
+        if pool.closed {
+            drop(pool);
+            drop(mr);
+            return;
+        }
+        pool.idle.push(mr);
+        let starved = core::mem::replace(&mut pool.starved, false);
+        drop(pool);
+        if starved {
+            this.proto.writable();
+        }
+    }
+
+    /// Keeps regions until the connection is gone.
+    pub(super) fn orphan(&self, mut mrs: Stack<MrCtx<P>>) {
+        let mut pool = self.mrs.lock();
+        if pool.closed {
+            drop(pool);
+            drop(mrs);
+            return;
+        }
+        while let Some(mr) = mrs.pop() {
+            pool.orphans.push(mr);
+        }
+        drop(pool);
+        self.lost(Lost::InvalidateFailed);
+    }
+
+    /// Makes more regions. Sleeps.
+    fn refill(self: &Arc<Self>) {
+        let mut refill = self.refill.lock();
+        let Some(refill) = &mut *refill else {
+            return;
+        };
+        let mut made = 0u32;
+        while made < refill.batch && refill.total < refill.max {
+            let Ok(mr) = MrCtx::new(self, &refill.domain, refill.depth, refill.gaps) else {
+                break;
+            };
+            Self::put_mr(mr);
+            refill.total = refill.total.wrapping_add(1);
+            made = made.wrapping_add(1);
+        }
+        self.proto.regions_created(made);
+        // The next shortage asks for more at once.
+        refill.batch = refill.batch.saturating_mul(2).min(64);
+    }
+}
+
+impl<P: Protocol> WorkItem for Inner<P> {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.refill();
+        this.proto.writable();
+    }
+}
+
+impl<P: Protocol> Link for Inner<P> {
+    fn lost(&self, why: Lost) {
+        if self.told.xchg(true, Full) {
+            return;
+        }
+        // Whoever waits for the connection to come up need not wait longer.
+        self.events.abort(match why {
+            Lost::DeviceRemoved | Lost::AddressChange => ENODEV,
+            _ => err::econnaborted(),
+        });
+        self.proto.lost(why);
+    }
+}
+
+/// Proof of running in a completion handler of a connection.
+pub(crate) struct Cx<'a, P: Protocol>(&'a Inner<P>);
+
+impl<'a, P: Protocol> Cx<'a, P> {
+    /// For the completion trampoline.
+    pub(super) fn new(inner: &'a Inner<P>) -> Self {
+        Self(inner)
+    }
+
+    /// The connection.
+    pub(super) fn inner(&self) -> &'a Inner<P> {
+        self.0
+    }
+}
+
+/// Proof that a connection's queue pair and completion queues are gone: neither the device nor a
+/// completion handler touches what belonged to it.
+pub(crate) struct Quiesced(Arc<Domain>);
+
+impl Quiesced {
+    /// Whether the proof is about the connection that `domain` belongs to.
+    pub(super) fn covers(&self, domain: &Arc<Domain>) -> bool {
+        Arc::ptr_eq(&self.0, domain)
+    }
+}
+
+/// A few bytes that the peer may write at any time, and nobody reads: where servers put padding.
+struct Pad<P: Protocol> {
+    handle: Handle,
+    // The region goes before its memory.
+    _mr: KBox<MrCtx<P>>,
+    _mem: KBuf,
+}
+
+/// A connection. Its owner serialises sending; see [`super`] for how the pieces fit.
+///
+/// Dropping it shuts it down.
+pub(crate) struct Conn<P: Protocol> {
+    pub(super) tx: TxRing,
+    pub(super) inner: Arc<Inner<P>>,
+    pad: Option<Pad<P>>,
+    cqs: Option<(Cq, Cq)>,
+    listening: Option<Listening>,
+    id: Option<cm::Id>,
+    domain: Arc<Domain>,
+}
+
+impl<P: Protocol> Conn<P> {
+    /// Connects to a peer. Sleeps, at most about ten seconds and the time given in `params`.
+    ///
+    /// `new` makes the protocol's part when it is known what the device allows. On success the
+    /// private data of the peer is passed to `established`. When this returns, all Receives that
+    /// the limits allow for are posted.
+    ///
+    /// Errors are those of row C109.
+    pub(crate) fn connect(
+        params: &Params<'_>,
+        new: impl FnOnce(&Limits) -> P,
+        established: impl FnOnce(&P, &[u8]),
+    ) -> Result<Self> {
+        let id = cm::Id::new(&params.net, cm::Events::new()?)?;
+        id.resolve(params.dst)?;
+        let lease = DeviceLease::new(id.device())?;
+        let limits = Limits::new(&lease.caps(), lease.name(), params)?;
+        let domain = Domain::new(lease)?;
+        let inner = Inner::new(new(&limits), limits, id.events().clone())?;
+        let mut this = Self {
+            tx: TxRing::empty(),
+            inner,
+            pad: None,
+            cqs: None,
+            listening: None,
+            id: Some(id),
+            domain,
+        };
+        // From here on `shutdown` undoes what was done.
+        let private = this.bring_up(params)?;
+        established(&this.inner.proto, private.as_slice());
+        Ok(this)
+    }
+
+    fn bring_up(&mut self, params: &Params<'_>) -> Result<cm::Private> {
+        let Self {
+            inner,
+            domain,
+            id: Some(id),
+            ..
+        } = self
+        else {
+            return Err(EINVAL);
+        };
+        let limits = inner.limits;
+        self.listening = Some(domain.lease().listen(inner.clone())?);
+        id.events().set_link(inner.clone());
+
+        // SAFETY: `shutdown` drops the queues before `inner`.
+        let send_cq = unsafe { Cq::new(domain, Arc::as_ptr(inner), limits.send_wr) }?;
+        // SAFETY: As above.
+        let recv_cq = unsafe { Cq::new(domain, Arc::as_ptr(inner), limits.recv_wr) }?;
+        let mut attr: bindings::ib_qp_init_attr = pin_init::zeroed();
+        attr.send_cq = send_cq.as_raw();
+        attr.recv_cq = recv_cq.as_raw();
+        attr.cap.max_send_wr = limits.send_wr;
+        attr.cap.max_recv_wr = limits.recv_wr;
+        attr.cap.max_send_sge = 1;
+        attr.cap.max_recv_sge = 1;
+        attr.sq_sig_type = bindings::ib_sig_type_IB_SIGNAL_REQ_WR;
+        attr.qp_type = bindings::ib_qp_type_IB_QPT_RC;
+        self.cqs = Some((send_cq, recv_cq));
+        // SAFETY: `shutdown` destroys the queue pair before it drops the queues.
+        let qp = unsafe { id.create_qp(domain, &mut attr) }?;
+        // INVARIANT: `shutdown` sets `closed`, and waits for handlers, before it destroys it.
+        inner.qp.store(qp.as_ptr(), Release);
+        // SAFETY: `shutdown` closes the gate before it destroys the queue pair.
+        unsafe { domain.open_gate(qp, inner.clone()) };
+
+        // Receives before credits: all of them.
+        for _ in 0..limits.rx_count {
+            inner.put_rx(RxBuf::new(inner, domain, params.rx_bytes)?);
+        }
+        inner.post_free_receives();
+
+        self.tx = TxRing::new::<P>(domain, limits.tx_count, params.tx_bytes)?;
+        *inner.refill.lock() = Some(Refill {
+            domain: domain.clone(),
+            depth: limits.depth,
+            gaps: limits.sg_gaps,
+            total: 0,
+            max: limits
+                .regions
+                .saturating_mul(2)
+                .saturating_mul(limits.requests)
+                .saturating_add(1),
+            batch: limits.regions.max(8),
+        });
+        inner.refill();
+
+        let private = id.connect(params.private, limits.responder_resources, params.msecs)?;
+        self.pad = Some(self.register_pad()?);
+        Ok(private)
+    }
+
+    /// Row C87: padding that a server writes must not hit anything.
+    fn register_pad(&self) -> Result<Pad<P>> {
+        let mut mr = self.inner.take_mr().ok_or_else(err::enotconn)?;
+        let mem = KBuf::new(4, RawGfp::NORECLAIM, -1)?;
+        let virt = mem.as_ptr();
+        // SAFETY: The memory is kmalloc'ed.
+        let page = unsafe { bindings::virt_to_page(virt.cast()) };
+        // CAST: Less than a page.
+        let offset = (virt.addr() & PAGE_SIZE.wrapping_sub(1)) as u32;
+        // SAFETY: The memory is part of that page, and `Pad` keeps it longer than the region.
+        let region = unsafe { Region::new(NonNull::new(page).ok_or(EINVAL)?, offset, 4) };
+        let handle = mr.map(
+            &mut core::iter::once(region).peekable(),
+            Access::Write,
+            0,
+            self.inner.limits.sg_gaps,
+        )?;
+        // SAFETY: A registration of a mapped region, which stays until the queue pair is gone.
+        unsafe { self.inner.post_send(&raw const mr.reg.wr) }?;
+        Ok(Pad {
+            handle,
+            _mr: mr,
+            _mem: mem,
+        })
+    }
+
+    /// Four bytes for a peer to write padding to.
+    pub(crate) fn pad(&self) -> Option<Handle> {
+        self.pad.as_ref().map(|pad| pad.handle)
+    }
+
+    /// What the protocol made of itself.
+    pub(crate) fn proto(&self) -> &P {
+        &self.inner.proto
+    }
+
+    /// Call after [`super::tx::Regions::take`] found nothing, and after the caller is ready for
+    /// [`Protocol::writable`]: it will be called when there are regions. Does not sleep.
+    pub(crate) fn region_shortage(&self) {
+        let mut pool = self.inner.mrs.lock();
+        let late = !pool.idle.is_empty();
+        pool.starved = !late;
+        drop(pool);
+        if late {
+            self.inner.proto.writable();
+        } else {
+            // An error means that it is on its way already.
+            let _ = queue::module_queue().enqueue::<_, 0>(self.inner.clone());
+        }
+    }
+
+    /// Breaks the connection as a peer could, to see what happens.
+    pub(crate) fn inject_disconnect(&self) {
+        if let Some(id) = &self.id {
+            id.disconnect();
+        }
+    }
+
+    /// Ends the connection and releases all its resources but those that sets of exposed memory
+    /// still have: give these the proof. Sleeps, in no case longer than the device takes to flush.
+    pub(crate) fn shutdown(mut self) -> Quiesced {
+        self.tear_down();
+        Quiesced(self.domain.clone())
+    }
+
+    /// Idempotent.
+    fn tear_down(&mut self) {
+        let Some(id) = self.id.take() else {
+            return;
+        };
+        // Nobody posts any more, from handlers that start now...
+        self.inner.closed.store(true, Release);
+        id.events().clear_link();
+        self.listening = None;
+        // ... the peer and the device let go of what is posted ...
+        id.disconnect();
+        self.domain.close_gate();
+        if let Some((send_cq, recv_cq)) = &self.cqs {
+            // ... and from those that started before.
+            recv_cq.flush();
+            send_cq.flush();
+        }
+        let qp = self.inner.qp.xchg(core::ptr::null_mut(), Full);
+        if !qp.is_null() {
+            // SAFETY: The queue pair is valid, and nobody posts.
+            unsafe {
+                bindings::ib_drain_rq(qp);
+                bindings::ib_drain_sq(qp);
+            }
+        }
+        // SAFETY: Nobody uses the queue pair.
+        unsafe { id.destroy_qp() };
+        // No handler runs when this is done.
+        self.cqs = None;
+        *self.inner.refill.lock() = None;
+        self.domain.set_quiesced();
+
+        self.tx = TxRing::empty();
+        self.pad = None;
+        let unused = {
+            let mut pool = self.inner.rx.lock();
+            pool.closed = true;
+            pool.free.take()
+        };
+        drop(unused);
+        let unused = {
+            let mut pool = self.inner.mrs.lock();
+            pool.closed = true;
+            (pool.idle.take(), pool.orphans.take())
+        };
+        drop(unused);
+        drop(id);
+    }
+}
+
+impl<P: Protocol> Drop for Conn<P> {
+    fn drop(&mut self) {
+        self.tear_down();
+    }
+}
+

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Completion queues, and the way from a completion to its owner.
+
+use super::{
+    conn::{
+        Cx,
+        Inner,
+        Protocol, //
+    },
+    domain::Domain, //
+};
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    sync::Arc,
+    types::Opaque, //
+};
+
+/// A completion that reports failure. Nothing but this is known then.
+#[derive(Clone, Copy)]
+pub(super) struct WcErr {
+    status: bindings::ib_wc_status,
+}
+
+impl WcErr {
+    /// The work request failed only because the connection is going down.
+    pub(super) fn is_flush(self) -> bool {
+        self.status == bindings::ib_wc_status_IB_WC_WR_FLUSH_ERR
+    }
+
+    /// The status as C numbers it.
+    pub(super) fn status(self) -> u32 {
+        self.status
+    }
+}
+
+/// A completion of which the outcome is not known yet.
+pub(super) struct Wc<'a>(&'a bindings::ib_wc);
+
+impl<'a> Wc<'a> {
+    /// Distinguishes success, in which case the rest of the completion is valid.
+    pub(super) fn ok(self) -> Result<WcOk<'a>, WcErr> {
+        if self.0.status == bindings::ib_wc_status_IB_WC_SUCCESS {
+            Ok(WcOk(self.0))
+        } else {
+            Err(WcErr {
+                status: self.0.status,
+            })
+        }
+    }
+}
+
+/// A completion that reports success.
+pub(super) struct WcOk<'a>(&'a bindings::ib_wc);
+
+impl WcOk<'_> {
+    /// Bytes received.
+    pub(super) fn byte_len(&self) -> u32 {
+        self.0.byte_len
+    }
+
+    /// The key of the memory region that the peer's Send with Invalidate made invalid.
+    pub(super) fn invalidated_rkey(&self) -> Option<u32> {
+        // CAST: A single bit.
+        if self.0.wc_flags as u32 & bindings::ib_wc_flags_IB_WC_WITH_INVALIDATE as u32 == 0 {
+            return None;
+        }
+        // SAFETY: The flag says that this is the valid member; both are plain words anyway.
+        Some(unsafe { self.0.ex.invalidate_rkey })
+    }
+}
+
+/// An `ib_cqe` that leads to a `T`.
+#[repr(transparent)]
+pub(super) struct Cqe(Opaque<bindings::ib_cqe>);
+
+impl Cqe {
+    /// A completion entry whose completions go to `T`.
+    pub(super) fn new<P: Protocol, T: Completed<P>>() -> Self {
+        Self(Opaque::new(bindings::ib_cqe {
+            done: Some(trampoline::<P, T>),
+        }))
+    }
+
+    /// As work requests take it.
+    pub(super) fn as_raw(&self) -> *mut bindings::ib_cqe {
+        self.0.get()
+    }
+}
+
+/// Types that contain the [`Cqe`] of a work request.
+///
+/// # Safety
+///
+/// The type is `repr(C)` and its first field is a [`Cqe`] made for this type.
+pub(super) unsafe trait Completed<P: Protocol>: Sized {
+    /// Takes a completion. Runs in the completion queue's work item, one at a time per queue.
+    ///
+    /// # Safety
+    ///
+    /// `this` is the object whose entry a work request carried, and this is the completion of that
+    /// work request. Work requests with this entry were posted as the type's own rules say.
+    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>);
+}
+
+/// # Safety
+///
+/// Called by the RDMA core with a completion queue made by [`Cq::new`] for the same `P`, and the
+/// completion of a work request that carried the entry of a `T`.
+unsafe extern "C" fn trampoline<P: Protocol, T: Completed<P>>(
+    cq: *mut bindings::ib_cq,
+    wc: *mut bindings::ib_wc,
+) {
+    // SAFETY: The completion is valid for the call.
+    let wc = unsafe { &*wc };
+    // SAFETY: Work requests of this module carry an entry, never a number.
+    let cqe = unsafe { wc.__bindgen_anon_1.wr_cqe };
+    let Some(this) = NonNull::new(cqe.cast::<T>()) else {
+        return;
+    };
+    // SAFETY: `Cq::new` stored an `Inner<P>`, which outlives the queue.
+    let inner = unsafe { &*(*cq).cq_context.cast::<Inner<P>>() };
+    // SAFETY: `this` by the promise of `Completed`: the entry is the first field of the `T`.
+    unsafe { T::completed(this, &Cx::new(inner), Wc(wc)) };
+}
+
+/// A completion queue that is polled by a work item of the RDMA core.
+///
+/// # Invariants
+///
+/// `raw` is a completion queue of the domain's device.
+pub(super) struct Cq {
+    raw: NonNull<bindings::ib_cq>,
+    _domain: Arc<Domain>,
+}
+
+// SAFETY: Completion queues may be used from any thread.
+unsafe impl Send for Cq {}
+
+impl Cq {
+    /// Makes a queue with room for `depth` completions. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// `inner` stays valid until the queue was dropped.
+    pub(super) unsafe fn new<P: Protocol>(
+        domain: &Arc<Domain>,
+        inner: *const Inner<P>,
+        depth: u32,
+    ) -> Result<Self> {
+        // SAFETY: The lease keeps the device. The name lives for ever.
+        let raw = from_err_ptr(unsafe {
+            bindings::__ib_alloc_cq_any(
+                domain.lease().as_raw(),
+                inner.cast_mut().cast(),
+                c_int::try_from(depth)?,
+                bindings::ib_poll_context_IB_POLL_WORKQUEUE,
+                super::conn::OWNER.as_char_ptr(),
+            )
+        })?;
+        // INVARIANT: Just made.
+        Ok(Self {
+            raw: NonNull::new(raw).ok_or(ENOMEM)?,
+            _domain: domain.clone(),
+        })
+    }
+
+    /// The queue as C knows it.
+    pub(super) fn as_raw(&self) -> *mut bindings::ib_cq {
+        self.raw.as_ptr()
+    }
+
+    /// Waits until the handlers that are running now have returned. Sleeps; not from a handler.
+    pub(super) fn flush(&self) {
+        // SAFETY: Made with `IB_POLL_WORKQUEUE`, so the union is the work item, which was
+        // initialised with the queue.
+        unsafe { bindings::flush_work((&raw mut (*self.raw.as_ptr()).__bindgen_anon_1).cast()) };
+    }
+}
+
+impl Drop for Cq {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. The queue pair that used this queue was destroyed before
+        // (`Conn::shutdown`). Cancels the work item and waits for it.
+        unsafe { bindings::ib_free_cq(self.raw.as_ptr()) };
+    }
+}

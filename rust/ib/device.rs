@@ -1,0 +1,295 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! RDMA devices, and how long they may be used.
+//!
+//! The RDMA core tells its clients that a device goes away by calling `remove`, and the device is
+//! gone when that returns. A [`DeviceLease`] keeps `remove` from returning; whoever holds one is
+//! told through [`Link::lost`] that it is time to let go.
+//!
+//! C header: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h)
+
+use super::conn::Lost;
+use crate::{
+    bindings,
+    rt::{
+        completion::Completion,
+        err, //
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    str::CStr,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        global_lock,
+        new_mutex,
+        Arc,
+        Mutex,
+        Refcount, //
+    },
+    types::Opaque, //
+};
+
+/// Somebody who wants to know when what it uses is about to go.
+pub(crate) trait Link: Send + Sync + 'static {
+    /// Called in process context, maybe with locks of the caller held: must not sleep for long and
+    /// only schedules what has to be done. May be called more than once.
+    fn lost(&self, why: Lost);
+}
+
+/// What a device can do, as far as a connection needs to know.
+#[derive(Clone, Copy)]
+pub(crate) struct Caps {
+    /// Fast registration and local and remote invalidation.
+    pub(crate) mem_mgt: bool,
+    /// Memory regions may have gaps between their pieces.
+    pub(crate) sg_gaps: bool,
+    /// Pages that one memory region can cover.
+    pub(crate) max_fast_reg: u32,
+    /// Work requests that one queue can hold.
+    pub(crate) max_qp_wr: u32,
+    /// Reads and atomics that a peer may have outstanding at a queue pair.
+    pub(crate) max_qp_rd_atom: u32,
+}
+
+/// One device as long as we may use it.
+#[pin_data]
+struct Entry {
+    dev: NonNull<bindings::ib_device>,
+    /// The table's own lease counts as one.
+    leases: Refcount,
+    #[pin]
+    idle: Completion,
+    #[pin]
+    state: Mutex<State>,
+}
+
+struct State {
+    removing: bool,
+    listeners: KVec<(u64, Arc<dyn Link>)>,
+}
+
+// SAFETY: The device may be used from any thread; the rest is `Send`.
+unsafe impl Send for Entry {}
+
+// SAFETY: As above, and the rest is `Sync`.
+unsafe impl Sync for Entry {}
+
+global_lock! {
+    // SAFETY: `Client::new` initialises the lock before it registers the callbacks, and nothing
+    // looks for a device before that.
+    unsafe(uninit) static DEVICES: Mutex<KVec<Arc<Entry>>> = KVec::new();
+}
+
+static NEXT_LISTENER: Atomic<u64> = Atomic::new(1);
+
+/// The right to use a device.
+///
+/// # Invariants
+///
+/// The `remove` callback for the device has not returned: the device is valid.
+pub(crate) struct DeviceLease {
+    entry: Arc<Entry>,
+}
+
+impl DeviceLease {
+    /// Takes a lease on a device that the connection manager chose.
+    ///
+    /// `dev` is only compared, so it need not be valid. Sleeps. `ENETUNREACH` when the device is
+    /// not there any more or on its way out (row M27).
+    pub(super) fn new(dev: *mut bindings::ib_device) -> Result<Self> {
+        let devices = DEVICES.lock();
+        let entry = devices
+            .iter()
+            .find(|entry| entry.dev.as_ptr() == dev)
+            .ok_or_else(err::enetunreach)?;
+        let state = entry.state.lock();
+        if state.removing {
+            return Err(err::enetunreach());
+        }
+        // INVARIANT: `remove` sets `removing` under the lock we hold, and waits for the count.
+        entry.leases.inc();
+        Ok(Self {
+            entry: entry.clone(),
+        })
+    }
+
+    /// The device as C knows it: valid as long as the lease.
+    pub(super) fn as_raw(&self) -> *mut bindings::ib_device {
+        self.entry.dev.as_ptr()
+    }
+
+    /// The device's name.
+    pub(crate) fn name(&self) -> &CStr {
+        // SAFETY: The device is valid by the type invariant. Its name is changed in place when an
+        // administrator renames it, and stays terminated within the array.
+        unsafe { CStr::from_char_ptr((&raw const (*self.as_raw()).name).cast()) }
+    }
+
+    /// The NUMA node that is near.
+    pub(crate) fn node(&self) -> i32 {
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { bindings::ibdev_to_node(self.as_raw()) }
+    }
+
+    /// What the device can do.
+    pub(crate) fn caps(&self) -> Caps {
+        // SAFETY: The device is valid by the type invariant; attributes do not change.
+        let attrs = unsafe { &(*self.as_raw()).attrs };
+        Caps {
+            // CAST: The bit is in the lower half.
+            mem_mgt: attrs.device_cap_flags
+                & bindings::ib_device_cap_flags_IB_DEVICE_MEM_MGT_EXTENSIONS as u64
+                != 0,
+            sg_gaps: attrs.kernel_cap_flags
+                & u64::from(bindings::ib_kernel_cap_flags_IBK_SG_GAPS_REG)
+                != 0,
+            max_fast_reg: attrs.max_fast_reg_page_list_len,
+            max_qp_wr: u32::try_from(attrs.max_qp_wr).unwrap_or(0),
+            max_qp_rd_atom: u32::try_from(attrs.max_qp_rd_atom).unwrap_or(0),
+        }
+    }
+
+    /// Asks to be told when the device goes. Sleeps.
+    pub(super) fn listen(&self, link: Arc<dyn Link>) -> Result<Listening> {
+        let id = NEXT_LISTENER.fetch_add(1, Relaxed);
+        let mut state = self.entry.state.lock();
+        if state.removing {
+            return Err(err::enetunreach());
+        }
+        state.listeners.push((id, link), GFP_KERNEL)?;
+        Ok(Listening {
+            entry: self.entry.clone(),
+            id,
+        })
+    }
+}
+
+impl Drop for DeviceLease {
+    fn drop(&mut self) {
+        self.entry.put();
+    }
+}
+
+/// A registered [`Link`]. When it is dropped, no call of [`Link::lost`] from here is running and
+/// none will come. Sleeps in drop.
+pub(super) struct Listening {
+    entry: Arc<Entry>,
+    id: u64,
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let gone = {
+            let mut state = self.entry.state.lock();
+            let index = state.listeners.iter().position(|(id, _)| *id == self.id);
+            index.and_then(|index| state.listeners.remove(index).ok())
+        };
+        // Not under the lock: it may be the last reference.
+        drop(gone);
+    }
+}
+
+impl Entry {
+    fn put(&self) {
+        if self.leases.dec_and_test() {
+            self.idle.complete_all();
+        }
+    }
+}
+
+/// Our registration with the RDMA core, which keeps the table of devices.
+///
+/// Dropping it waits until no device is in use by this module.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Client {
+    #[pin]
+    raw: Opaque<bindings::ib_client>,
+}
+
+// SAFETY: The registration may be dropped by any thread; nothing else can be done with it.
+unsafe impl Send for Client {}
+
+// SAFETY: There are no methods.
+unsafe impl Sync for Client {}
+
+impl Client {
+    /// Registers with the core under `name` (row M8). Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// Called at most once in the life of the module.
+    pub(crate) unsafe fn new(name: &'static CStr) -> impl PinInit<Self, Error> {
+        // SAFETY: The caller promises that there is no second call.
+        unsafe { DEVICES.init() };
+        try_pin_init!(Self {
+            raw <- Opaque::try_ffi_init(|slot: *mut bindings::ib_client| {
+                // SAFETY: `slot` is memory for an `ib_client`, for which all zeroes are a valid
+                // start.
+                unsafe {
+                    slot.write_bytes(0, 1);
+                    (*slot).name = name.as_char_ptr();
+                    (*slot).add = Some(add);
+                    (*slot).remove = Some(remove);
+                }
+                // SAFETY: The client is initialised, stays where it is, and is unregistered
+                // before it goes.
+                to_result(unsafe { bindings::ib_register_client(slot) })
+            }),
+        }? Error)
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Client {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered by `new`. This calls `remove` for every device.
+        unsafe { bindings::ib_unregister_client(self.raw.get()) };
+    }
+}
+
+/// # Safety
+///
+/// Called by the RDMA core with a device that is valid until `remove` for it returns.
+unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
+    let new = || -> Result {
+        let entry = Arc::pin_init(
+            try_pin_init!(Entry {
+                dev: NonNull::new(dev).ok_or(EINVAL)?,
+                leases: Refcount::new(1),
+                idle <- Completion::new(),
+                state <- new_mutex!(State { removing: false, listeners: KVec::new() }),
+            }),
+            GFP_KERNEL,
+        )?;
+        DEVICES.lock().push(entry, GFP_KERNEL)?;
+        Ok(())
+    };
+    new().map_or_else(Error::to_errno, |()| 0)
+}
+
+/// # Safety
+///
+/// Called by the RDMA core once for every device that was added, from a context that may sleep.
+unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mut c_void) {
+    let entry = {
+        let mut devices = DEVICES.lock();
+        let index = devices.iter().position(|entry| entry.dev.as_ptr() == dev);
+        index.and_then(|index| devices.remove(index).ok())
+    };
+    let Some(entry) = entry else { return };
+    {
+        let mut state = entry.state.lock();
+        state.removing = true;
+        for (_, link) in state.listeners.iter() {
+            link.lost(Lost::DeviceRemoved);
+        }
+    }
+    entry.put();
+    entry.idle.wait();
+}

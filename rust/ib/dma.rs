@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Message buffers that stay mapped for a device.
+
+use super::domain::Domain;
+use crate::{
+    bindings,
+    rt::kbuf::{
+        KBuf,
+        RawGfp, //
+    },
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// Which way data moves through a mapping.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// The device reads.
+    ToDevice,
+    /// The device writes.
+    FromDevice,
+}
+
+impl Direction {
+    /// As C spells it.
+    pub(super) const fn as_raw(self) -> bindings::dma_data_direction {
+        match self {
+            Self::ToDevice => bindings::dma_data_direction_DMA_TO_DEVICE,
+            Self::FromDevice => bindings::dma_data_direction_DMA_FROM_DEVICE,
+        }
+    }
+}
+
+/// A buffer that is mapped for a device all its life.
+///
+/// # Invariants
+///
+/// `addr` is a mapping of the whole of `buf` for the domain's device, in direction `dir`.
+pub(super) struct DmaBuf {
+    buf: KBuf,
+    addr: u64,
+    dir: Direction,
+    domain: Arc<Domain>,
+}
+
+impl DmaBuf {
+    /// Allocates `size` bytes near the device and maps them.
+    pub(super) fn new(domain: &Arc<Domain>, size: usize, dir: Direction) -> Result<Self> {
+        let buf = KBuf::new(size, RawGfp::NORECLAIM, domain.lease().node())?;
+        let dev = domain.lease().as_raw();
+        // SAFETY: The lease keeps the device; the memory is kmalloc'ed and `size` bytes long.
+        let addr = unsafe {
+            bindings::ib_dma_map_single(dev, buf.as_mut_ptr().cast(), size, dir.as_raw())
+        };
+        // SAFETY: As above.
+        if unsafe { bindings::ib_dma_mapping_error(dev, addr) } != 0 {
+            return Err(EIO);
+        }
+        // INVARIANT: Just mapped.
+        Ok(Self {
+            buf,
+            addr,
+            dir,
+            domain: domain.clone(),
+        })
+    }
+
+    /// The buffer as a gather or scatter element of `len` bytes.
+    pub(super) fn sge(&self, len: u32) -> bindings::ib_sge {
+        bindings::ib_sge {
+            addr: self.addr,
+            length: len,
+            lkey: self.domain.lkey(),
+        }
+    }
+
+    /// The size in bytes.
+    pub(super) fn len(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// The first `len` bytes after the device wrote them: call [`Self::for_cpu`] before.
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.buf.as_slice()
+    }
+
+    /// The bytes, for the CPU to fill: call [`Self::for_device`] afterwards.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.buf.as_mut_slice()
+    }
+
+    /// Makes what the device wrote visible to the CPU.
+    pub(super) fn for_cpu(&self, len: usize) {
+        // SAFETY: By the type invariant; the length is within the mapping.
+        unsafe {
+            bindings::ib_dma_sync_single_for_cpu(
+                self.domain.lease().as_raw(),
+                self.addr,
+                len.min(self.buf.len()),
+                self.dir.as_raw(),
+            );
+        }
+    }
+
+    /// Hands the first `len` bytes to the device (row X42).
+    pub(super) fn for_device(&self, len: usize) {
+        // SAFETY: By the type invariant; the length is within the mapping.
+        unsafe {
+            bindings::ib_dma_sync_single_for_device(
+                self.domain.lease().as_raw(),
+                self.addr,
+                len.min(self.buf.len()),
+                self.dir.as_raw(),
+            );
+        }
+    }
+}
+
+impl Drop for DmaBuf {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant, and with the parameters of the mapping. The lease in the
+        // domain still keeps the device.
+        unsafe {
+            bindings::ib_dma_unmap_single(
+                self.domain.lease().as_raw(),
+                self.addr,
+                self.buf.len(),
+                self.dir.as_raw(),
+            );
+        }
+    }
+}

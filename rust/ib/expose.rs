@@ -1,0 +1,378 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory that a peer may reach, and how its owner gets it back.
+//!
+//! ```text
+//! Exposing ── posted with a Send ──> Exposed ── all regions invalidated ──> lease
+//!     │                               │   │
+//!     └── cancel ──> lease            │   └── Cx::invalidate / invalidate_sync
+//!                                     └── reclaim(&Quiesced) ──> lease
+//! ```
+//!
+//! The lease is whatever keeps the memory from being freed or reused. It moves in with
+//! [`Exposing::new`], and comes out only when no region of the set can be reached by the peer any
+//! more and all memory is unmapped: there is no other way to it. A set that is dropped while the
+//! peer may still reach it is kept until the connection is gone, and its lease with it.
+
+use super::{
+    conn::{
+        Cx,
+        Inner,
+        Lost,
+        Protocol,
+        Quiesced, //
+    },
+    cq::Wc,
+    mr::{
+        Access,
+        Handle,
+        Mr,
+        MrCtx, //
+    },
+    rx::RemoteInvalidated, //
+};
+use crate::{
+    bindings,
+    rt::{
+        completion::Completion,
+        pages::Region,
+        stack::Stack, //
+    },
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::atomic::{
+        Acquire,
+        AtomicFlag,
+        Release, //
+    },
+};
+
+/// What waits in the last region of a chain until its `LOCAL_INV` completes.
+pub(super) struct Stash<P: Protocol> {
+    lease: P::Lease,
+    rest: Stack<MrCtx<P>>,
+    pending: P::Pending,
+}
+
+/// A set that is being made: memory may be mapped, but nothing was posted.
+pub(crate) struct Exposing<P: Protocol> {
+    lease: P::Lease,
+    mrs: Stack<MrCtx<P>>,
+}
+
+impl<P: Protocol> Exposing<P> {
+    /// Starts a set whose memory `lease` keeps.
+    pub(crate) fn new(lease: P::Lease) -> Self {
+        Self {
+            lease,
+            mrs: Stack::new(),
+        }
+    }
+
+    /// The lease.
+    pub(crate) fn lease(&self) -> &P::Lease {
+        &self.lease
+    }
+
+    /// Whether there is no region in the set.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.mrs.is_empty()
+    }
+
+    /// How many regions there are in the set.
+    pub(crate) fn len(&self) -> usize {
+        self.mrs.len()
+    }
+
+    /// DDP: adds as many of `regions` as one memory region can hold, for the peer to read or to
+    /// write once the set is posted. The regions must be kept by the set's lease.
+    ///
+    /// `tag` becomes the upper half of the address. `EIO` when mapping fails.
+    pub(crate) fn expose<'a>(
+        &mut self,
+        mr: Mr<P>,
+        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        access: Access,
+        tag: u32,
+    ) -> Result<Handle> {
+        let mut mr = mr.0;
+        let gaps = mr.inner.limits().sg_gaps;
+        match mr.map(regions, access, tag, gaps) {
+            Ok(handle) => {
+                self.mrs.push(mr);
+                Ok(handle)
+            }
+            Err(e) => {
+                Inner::put_mr(mr);
+                Err(e)
+            }
+        }
+    }
+
+    /// Gives up: nothing was posted, so the regions are idle again.
+    pub(crate) fn cancel(mut self) -> P::Lease {
+        while let Some(mut mr) = self.mrs.pop() {
+            mr.unmap();
+            Inner::put_mr(mr);
+        }
+        self.lease
+    }
+
+    /// Chains the registrations in front of `last`. The chain is valid until the set changes.
+    pub(super) fn link_before(&mut self, last: *mut bindings::ib_send_wr) -> *mut bindings::ib_send_wr {
+        let mut first = last;
+        self.mrs.for_each(|mr| {
+            mr.reg.wr.next = first;
+            first = &raw mut mr.reg.wr;
+        });
+        first
+    }
+
+    /// From here on the peer may reach the memory.
+    pub(super) fn posted(self) -> Exposed<P> {
+        Exposed {
+            lease: ManuallyDrop::new(self.lease),
+            mrs: ManuallyDrop::new(self.mrs),
+        }
+    }
+}
+
+/// Memory that a peer may reach.
+pub(crate) struct Exposed<P: Protocol> {
+    lease: ManuallyDrop<P::Lease>,
+    mrs: ManuallyDrop<Stack<MrCtx<P>>>,
+}
+
+impl<P: Protocol> Exposed<P> {
+    fn into_parts(self) -> (P::Lease, Stack<MrCtx<P>>) {
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: `this` is not used afterwards and its destructor does not run.
+        unsafe {
+            (
+                ManuallyDrop::take(&mut this.lease),
+                ManuallyDrop::take(&mut this.mrs),
+            )
+        }
+    }
+
+    /// The peer invalidated one region. `Err` when it is none of this set, which no honest peer
+    /// does (row X15).
+    pub(crate) fn remote_invalidated(&mut self, proof: &RemoteInvalidated<P>) -> Result {
+        let mut mr = self
+            .mrs
+            .remove_if(|mr| proof.matches(&mr.inner) && mr.rkey() == proof.rkey())
+            .ok_or(EINVAL)?;
+        mr.unmap();
+        Inner::put_mr(mr);
+        Ok(())
+    }
+
+    /// How many regions the peer may still reach.
+    pub(crate) fn len(&self) -> usize {
+        self.mrs.len()
+    }
+
+    /// Ends the set when the peer cannot reach any of it.
+    pub(crate) fn fenced(self) -> Result<P::Lease, Self> {
+        if self.mrs.is_empty() {
+            Ok(self.into_parts().0)
+        } else {
+            Err(self)
+        }
+    }
+
+    /// Ends the set because its connection is gone. `Err` when it is another connection's.
+    pub(crate) fn reclaim(mut self, proof: &Quiesced) -> Result<P::Lease, Self> {
+        let mut ours = true;
+        self.mrs.for_each(|mr| ours &= proof.covers(&mr.domain));
+        if !ours {
+            return Err(self);
+        }
+        let (lease, mrs) = self.into_parts();
+        drop(mrs);
+        Ok(lease)
+    }
+
+    /// Ends the peer's access and waits for it. Sleeps; not from a completion handler.
+    ///
+    /// When the queue pair does not do it, the connection is taken down and this waits for that.
+    pub(crate) fn invalidate_sync(self) -> P::Lease {
+        let (lease, mut rest) = self.into_parts();
+        let Some(mut last) = rest.pop() else {
+            return lease;
+        };
+        let domain = last.domain.clone();
+        pin_init::stack_pin_init!(let wait = SyncWait::new());
+        last.sync = &raw const *wait;
+        let first = chain_inv(&mut last, &mut rest);
+        // SAFETY: The chain is made of `LOCAL_INV`s of registered regions of the domain. All of
+        // them stay until the last one completed or the queue pair is gone.
+        let mut ok = unsafe { domain.post_through_gate(first) };
+        if ok {
+            while !wait.done.wait_msecs(1000) && !domain.is_quiesced() {}
+            ok = wait.ok.load(Acquire);
+        }
+        last.sync = core::ptr::null();
+        rest.push(last);
+        if ok {
+            while let Some(mut mr) = rest.pop() {
+                mr.unmap();
+                Inner::put_mr(mr);
+            }
+            return lease;
+        }
+        domain.fail(Lost::InvalidateFailed);
+        domain.wait_quiesced();
+        // The queue pair is gone, so the regions can be destroyed whatever state they are in.
+        drop(rest);
+        lease
+    }
+}
+
+impl<P: Protocol> Drop for Exposed<P> {
+    fn drop(&mut self) {
+        // SAFETY: The fields are not used afterwards.
+        let mut mrs = unsafe { ManuallyDrop::take(&mut self.mrs) };
+        let Some(first) = mrs.pop() else {
+            // SAFETY: As above. No region is left, so the lease may go.
+            unsafe { ManuallyDrop::drop(&mut self.lease) };
+            return;
+        };
+        // The owner lost track. The regions are kept until the connection is gone; the lease is
+        // never given back, so what it keeps is leaked rather than used twice.
+        let inner = first.inner.clone();
+        mrs.push(first);
+        pr_warn!("memory of a request was abandoned while a peer could reach it\n");
+        inner.orphan(mrs);
+    }
+}
+
+/// Chains the `LOCAL_INV`s of `rest` in front of the one of `last`, which alone is signalled: the
+/// send queue works in order, so its completion tells of all (row X13).
+fn chain_inv<P: Protocol>(
+    last: &mut KBox<MrCtx<P>>,
+    rest: &mut Stack<MrCtx<P>>,
+) -> *mut bindings::ib_send_wr {
+    last.prepare_inv();
+    last.inv.__bindgen_anon_1.wr_cqe = last.cqe.as_raw();
+    last.inv.send_flags = bindings::ib_send_flags_IB_SEND_SIGNALED;
+    let mut first = &raw mut last.inv;
+    rest.for_each(|mr| {
+        mr.prepare_inv();
+        mr.inv.next = first;
+        first = &raw mut mr.inv;
+    });
+    first
+}
+
+impl<P: Protocol> Cx<'_, P> {
+    /// Ends the peer's access to a set. [`Protocol::fenced`] is called with `pending` when that is
+    /// done. Does not sleep.
+    ///
+    /// `Err` gives everything back when nothing could be posted: the connection is lost then, and
+    /// the set has to wait for [`Quiesced`].
+    pub(crate) fn invalidate(
+        &self,
+        set: Exposed<P>,
+        pending: P::Pending,
+    ) -> Result<(), (Exposed<P>, P::Pending)> {
+        let (lease, mut rest) = set.into_parts();
+        let Some(mut last) = rest.pop() else {
+            self.inner()
+                .proto()
+                .fenced(self, pending, Ok((lease, 0)));
+            return Ok(());
+        };
+        let first = chain_inv(&mut last, &mut rest);
+        last.stash = Some(Stash {
+            lease,
+            rest,
+            pending,
+        });
+        let last = KBox::into_raw(last);
+        // SAFETY: `LOCAL_INV`s of registered regions of this connection, which stay until the last
+        // one's completion hands the box back.
+        if unsafe { self.inner().post_send(first) }.is_ok() {
+            return Ok(());
+        }
+        // SAFETY: An error means that the last work request of the chain was not posted, so nobody
+        // else has the box.
+        let mut last = unsafe { KBox::from_raw(last) };
+        let Some(stash) = last.stash.take() else {
+            return Ok(());
+        };
+        let (set, pending) = unstash(last, stash);
+        Err((set, pending))
+    }
+}
+
+fn unstash<P: Protocol>(last: KBox<MrCtx<P>>, stash: Stash<P>) -> (Exposed<P>, P::Pending) {
+    let mut mrs = stash.rest;
+    mrs.push(last);
+    (
+        Exposed {
+            lease: ManuallyDrop::new(stash.lease),
+            mrs: ManuallyDrop::new(mrs),
+        },
+        stash.pending,
+    )
+}
+
+/// The last `LOCAL_INV` of a set completed.
+pub(super) fn invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+    let Some(stash) = last.stash.take() else {
+        Inner::put_mr(last);
+        return;
+    };
+    let (set, pending) = unstash(last, stash);
+    let proto = cx.inner().proto();
+    match wc.ok() {
+        Ok(_) => {
+            let (lease, mut mrs) = set.into_parts();
+            let count = mrs.len();
+            while let Some(mut mr) = mrs.pop() {
+                mr.unmap();
+                Inner::put_mr(mr);
+            }
+            proto.fenced(cx, pending, Ok((lease, count)));
+        }
+        Err(e) => {
+            cx.inner().completion_failed(e);
+            proto.fenced(cx, pending, Err(set));
+        }
+    }
+}
+
+/// Somebody who waits on its stack for a `LOCAL_INV`.
+#[pin_data]
+pub(super) struct SyncWait {
+    #[pin]
+    done: Completion,
+    ok: AtomicFlag,
+}
+
+impl SyncWait {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            done <- Completion::new(),
+            ok: AtomicFlag::new(false),
+        })
+    }
+
+    /// Lets the waiter go on, after which `this` is gone.
+    ///
+    /// # Safety
+    ///
+    /// The waiter is still waiting.
+    pub(super) unsafe fn finish(this: NonNull<Self>, ok: bool) {
+        // SAFETY: The waiter's frame is there until `complete` has let it go.
+        let this = unsafe { this.as_ref() };
+        this.ok.store(ok, Release);
+        this.done.complete();
+    }
+}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory regions: one registration of memory for the peer, and the pool they come from.
+//!
+//! A region that nobody can reach is an [`Mr`]. Mapping memory, and all states in which a peer may
+//! reach it, are the business of [`super::expose`].
+
+use super::{
+    conn::{
+        Cx,
+        Inner,
+        Protocol, //
+    },
+    cq::{
+        Completed,
+        Cqe,
+        Wc, //
+    },
+    dma::Direction,
+    domain::Domain,
+    expose::{
+        Stash,
+        SyncWait, //
+    }, //
+};
+use crate::{
+    bindings,
+    rt::{
+        pages::Region,
+        stack::{
+            Linked,
+            Stack, //
+        },
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::from_err_ptr,
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// What the peer may do with exposed memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// RDMA Read (DDP read): the peer fetches.
+    Read,
+    /// RDMA Write (DDP write): the peer places.
+    Write,
+}
+
+impl Access {
+    fn direction(self) -> Direction {
+        match self {
+            Self::Read => Direction::ToDevice,
+            Self::Write => Direction::FromDevice,
+        }
+    }
+
+    /// Row W19: never more than the chunk needs.
+    fn as_raw(self) -> c_int {
+        let flags = match self {
+            Self::Read => bindings::ib_access_flags_IB_ACCESS_REMOTE_READ,
+            Self::Write => {
+                bindings::ib_access_flags_IB_ACCESS_REMOTE_WRITE
+                    | bindings::ib_access_flags_IB_ACCESS_LOCAL_WRITE
+            }
+        };
+        // CAST: Low bits.
+        flags as c_int
+    }
+}
+
+/// How the peer names exposed memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Handle {
+    /// The remote key.
+    pub(crate) rkey: u32,
+    /// Bytes.
+    pub(crate) len: u32,
+    /// The address in the region's address space.
+    pub(crate) addr: u64,
+}
+
+/// A registration context: owned by whoever may touch it now.
+///
+/// # Invariants
+///
+/// `mr` is a memory region of `domain`. `mapped` tells whether the first `nents` entries of `sg`
+/// are mapped for the domain's device.
+#[repr(C)]
+pub(super) struct MrCtx<P: Protocol> {
+    /// Of the `LOCAL_INV` which is the last one of its chain.
+    pub(super) cqe: Cqe,
+    pub(super) reg: bindings::ib_reg_wr,
+    pub(super) inv: bindings::ib_send_wr,
+    mr: NonNull<bindings::ib_mr>,
+    sg: KVVec<bindings::scatterlist>,
+    nents: u32,
+    mapped: Option<Direction>,
+    pub(super) stash: Option<Stash<P>>,
+    pub(super) sync: *const SyncWait,
+    pub(super) domain: Arc<Domain>,
+    pub(super) inner: Arc<Inner<P>>,
+    link: Option<KBox<Self>>,
+}
+
+// SAFETY: Memory regions may be used from any thread; pointers in work requests are followed by
+// the queue pair alone. The rest is `Send`.
+unsafe impl<P: Protocol> Send for MrCtx<P> {}
+
+impl<P: Protocol> Linked for MrCtx<P> {
+    fn link(&mut self) -> &mut Option<KBox<Self>> {
+        &mut self.link
+    }
+}
+
+impl<P: Protocol> MrCtx<P> {
+    /// Allocates a region for up to `depth` pages. Sleeps.
+    pub(super) fn new(
+        inner: &Arc<Inner<P>>,
+        domain: &Arc<Domain>,
+        depth: u32,
+        gaps: bool,
+    ) -> Result<KBox<Self>> {
+        // CAST: At most a few hundred.
+        let mut sg = KVVec::with_capacity(depth as usize, GFP_NOWAIT_QUIET)?;
+        sg.extend_with(depth as usize, pin_init::zeroed(), GFP_NOWAIT_QUIET)?;
+        // SAFETY: There are `depth` entries.
+        unsafe { bindings::sg_init_table(sg.as_mut_ptr(), depth) };
+        let this = KBox::<Self>::new_uninit(GFP_NOWAIT_QUIET)?;
+        let kind = if gaps {
+            bindings::ib_mr_type_IB_MR_TYPE_SG_GAPS
+        } else {
+            bindings::ib_mr_type_IB_MR_TYPE_MEM_REG
+        };
+        // SAFETY: The protection domain is valid as long as the `Arc`.
+        let mr = from_err_ptr(unsafe { bindings::ib_alloc_mr(domain.as_raw(), kind, depth) })?;
+        let mr = NonNull::new(mr).ok_or(ENOMEM)?;
+        // INVARIANT: Just allocated, and nothing is mapped.
+        Ok(KBox::write(
+            this,
+            Self {
+                cqe: Cqe::new::<P, Self>(),
+                reg: pin_init::zeroed(),
+                inv: pin_init::zeroed(),
+                mr,
+                sg,
+                nents: 0,
+                mapped: None,
+                stash: None,
+                sync: core::ptr::null(),
+                domain: domain.clone(),
+                inner: inner.clone(),
+                link: None,
+            },
+        ))
+    }
+
+    /// The key by which the peer reaches the region.
+    pub(super) fn rkey(&self) -> u32 {
+        // SAFETY: By the type invariant.
+        unsafe { (*self.mr.as_ptr()).rkey }
+    }
+
+    /// Maps as many of `regions` as fit into one memory region and prepares the work request that
+    /// registers them.
+    ///
+    /// `tag` becomes the upper half of the address (row W16). An error leaves nothing mapped.
+    pub(super) fn map<'a>(
+        &mut self,
+        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        access: Access,
+        tag: u32,
+        gaps: bool,
+    ) -> Result<Handle> {
+        let mut nents = 0u32;
+        let mut end = 0u32;
+        for entry in self.sg.iter_mut() {
+            let fits = |region: &Region<'a>| {
+                nents == 0 || gaps || (page_offset(end) == 0 && page_offset(region.offset()) == 0)
+            };
+            let Some(region) = regions.next_if(fits) else {
+                break;
+            };
+            // SAFETY: The entry is one of an initialised table; the region is valid memory.
+            unsafe {
+                bindings::sg_set_page(
+                    entry,
+                    region.page().as_ptr(),
+                    region.len(),
+                    region.offset(),
+                );
+            }
+            end = region.end();
+            nents = nents.wrapping_add(1);
+        }
+        if nents == 0 {
+            return Err(EINVAL);
+        }
+        let dir = access.direction();
+        // SAFETY: The lease keeps the device; `nents` entries were set.
+        let mapped = unsafe {
+            bindings::ib_dma_map_sg(
+                self.domain.lease().as_raw(),
+                self.sg.as_mut_ptr(),
+                // CAST: At most a few hundred.
+                nents as c_int,
+                dir.as_raw(),
+            )
+        };
+        if mapped <= 0 {
+            return Err(EIO);
+        }
+        // INVARIANT: Just mapped.
+        self.nents = nents;
+        self.mapped = Some(dir);
+
+        let mr = self.mr.as_ptr();
+        // SAFETY: By the type invariant; the entries are mapped.
+        let pages = unsafe {
+            bindings::ib_map_mr_sg(
+                mr,
+                self.sg.as_mut_ptr(),
+                mapped,
+                core::ptr::null_mut(),
+                // CAST: 4096 or 65536.
+                PAGE_SIZE as c_uint,
+            )
+        };
+        if pages != mapped {
+            self.unmap();
+            return Err(EIO);
+        }
+        // SAFETY: By the type invariant; nobody else uses the region while `self` is borrowed. The
+        // low byte of the key is ours to choose: a new one, so that an old key does not match
+        // (row W17).
+        let handle = unsafe {
+            (*mr).iova = (*mr).iova & 0xffff_ffff | u64::from(tag) << 32;
+            bindings::ib_update_fast_reg_key(mr, ((*mr).rkey as u8).wrapping_add(1));
+            Handle {
+                rkey: (*mr).rkey,
+                len: (*mr).length as u32,
+                addr: (*mr).iova,
+            }
+        };
+        self.reg = pin_init::zeroed();
+        self.reg.wr.opcode = bindings::ib_wr_opcode_IB_WR_REG_MR;
+        self.reg.wr.__bindgen_anon_1.wr_cqe = self.inner.err_cqe();
+        self.reg.mr = mr;
+        self.reg.key = handle.rkey;
+        self.reg.access = access.as_raw();
+        Ok(handle)
+    }
+
+    /// Prepares the work request that ends the registration.
+    pub(super) fn prepare_inv(&mut self) {
+        self.inv = pin_init::zeroed();
+        self.inv.opcode = bindings::ib_wr_opcode_IB_WR_LOCAL_INV;
+        self.inv.ex.invalidate_rkey = self.rkey();
+        self.inv.__bindgen_anon_1.wr_cqe = self.inner.err_cqe();
+    }
+
+    /// Takes the memory back from the device. The peer must have no access any more.
+    pub(super) fn unmap(&mut self) {
+        if let Some(dir) = self.mapped.take() {
+            // SAFETY: By the type invariant, with the parameters of the mapping.
+            unsafe {
+                bindings::ib_dma_unmap_sg(
+                    self.domain.lease().as_raw(),
+                    self.sg.as_mut_ptr(),
+                    // CAST: At most a few hundred.
+                    self.nents as c_int,
+                    dir.as_raw(),
+                );
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Drop for MrCtx<P> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant. No work request that names the region is queued: it is
+        // idle, or the queue pair is gone. This ends any access by the peer, so the memory can be
+        // taken back afterwards.
+        unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
+        self.unmap();
+    }
+}
+
+// SAFETY: `repr(C)`, with the entry made for this type as the first field.
+unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
+    /// The last `LOCAL_INV` of a chain completed: see `super::expose` for who posted it.
+    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+        // SAFETY: The context is alive until its completion, and whoever posted does not touch it
+        // before that; `sync` was set before posting.
+        let sync = unsafe { (*this.as_ptr()).sync };
+        if let Some(sync) = NonNull::new(sync.cast_mut()) {
+            // SAFETY: The waiter does not return before this call or quiescence. It owns the
+            // context, which must not be touched from here on.
+            unsafe { SyncWait::finish(sync, wc.ok().is_ok()) };
+            return;
+        }
+        // SAFETY: `Cx::invalidate` leaked the box.
+        let this = unsafe { KBox::from_raw(this.as_ptr()) };
+        super::expose::invalidated(this, cx, wc);
+    }
+}
+
+/// An idle memory region: no memory is mapped, no peer can reach anything by it.
+pub(crate) struct Mr<P: Protocol>(pub(super) KBox<MrCtx<P>>);
+
+/// The pool of idle regions of a connection, and those that can only be freed with it.
+pub(super) struct Pool<P: Protocol> {
+    pub(super) idle: Stack<MrCtx<P>>,
+    /// Regions whose owner lost track of them: they stay registered until the connection is gone.
+    pub(super) orphans: Stack<MrCtx<P>>,
+    /// Somebody found the pool empty and waits for [`Protocol::writable`].
+    pub(super) starved: bool,
+    pub(super) closed: bool,
+}
+
+impl<P: Protocol> Pool<P> {
+    pub(super) const fn new() -> Self {
+        Self {
+            idle: Stack::new(),
+            orphans: Stack::new(),
+            starved: false,
+            closed: false,
+        }
+    }
+}
+
+/// What the worker that refills the pool needs; gone when the connection closes.
+pub(super) struct Refill {
+    pub(super) domain: Arc<Domain>,
+    pub(super) depth: u32,
+    pub(super) gaps: bool,
+    /// Regions that exist.
+    pub(super) total: u32,
+    /// Regions that may exist.
+    pub(super) max: u32,
+    /// Regions to make at a time.
+    pub(super) batch: u32,
+}
+
+/// Allocation without reclaim and without a word in the log: callers fall back.
+const GFP_NOWAIT_QUIET: kernel::alloc::Flags = kernel::alloc::flags::GFP_NOWAIT;
+
+fn page_offset(offset: u32) -> u32 {
+    // CAST: A page size fits.
+    offset & (PAGE_SIZE as u32).wrapping_sub(1)
+}

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The receive ring: message buffers which belong to the device from posting to completion, and
+//! come back to the ring when the protocol has read them.
+//!
+//! All buffers that the protocol's credits can ask for are posted before the connection is
+//! established, so a peer that respects the credits never finds the ring empty. A message that is
+//! kept for a while (until memory is fenced) belongs to a request which has its reply already.
+
+use super::{
+    conn::{
+        Cx,
+        Inner,
+        Protocol, //
+    },
+    cq::{
+        Completed,
+        Cqe,
+        Wc, //
+    },
+    dma::{
+        Direction,
+        DmaBuf, //
+    },
+    domain::Domain, //
+};
+use crate::{
+    bindings,
+    rt::stack::{
+        Linked,
+        Stack, //
+    },
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// One receive buffer.
+#[repr(C)]
+pub(super) struct RxBuf<P: Protocol> {
+    cqe: Cqe,
+    wr: bindings::ib_recv_wr,
+    sge: bindings::ib_sge,
+    buf: DmaBuf,
+    /// Bytes of the message, not more than the buffer has.
+    len: usize,
+    invalidated: Option<u32>,
+    inner: Arc<Inner<P>>,
+    link: Option<KBox<Self>>,
+}
+
+// SAFETY: The pointers in the work request point into the buffer itself and are followed by the
+// queue pair alone. The rest is `Send`.
+unsafe impl<P: Protocol> Send for RxBuf<P> {}
+
+impl<P: Protocol> Linked for RxBuf<P> {
+    fn link(&mut self) -> &mut Option<KBox<Self>> {
+        &mut self.link
+    }
+}
+
+impl<P: Protocol> RxBuf<P> {
+    /// Allocates and maps a buffer of `size` bytes.
+    pub(super) fn new(
+        inner: &Arc<Inner<P>>,
+        domain: &Arc<Domain>,
+        size: u32,
+    ) -> Result<KBox<Self>> {
+        // CAST: At most 64 KiB.
+        let buf = DmaBuf::new(domain, size as usize, Direction::FromDevice)?;
+        Ok(KBox::new(
+            Self {
+                cqe: Cqe::new::<P, Self>(),
+                wr: pin_init::zeroed(),
+                sge: buf.sge(size),
+                buf,
+                len: 0,
+                invalidated: None,
+                inner: inner.clone(),
+                link: None,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+}
+
+// SAFETY: `repr(C)`, with the entry made for this type as the first field.
+unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
+    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+        // SAFETY: `Inner::post_free_receives` leaked the box when it posted the work request.
+        let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
+        let inner = cx.inner();
+        match wc.ok() {
+            Ok(wc) => {
+                // CAST: `usize` is at least 32 bits.
+                this.len = (wc.byte_len() as usize).min(this.buf.len());
+                this.invalidated = wc.invalidated_rkey();
+                this.buf.for_cpu(this.len);
+                inner.proto().receive(cx, RxMsg(ManuallyDrop::new(this)));
+                inner.post_free_receives();
+            }
+            Err(e) => {
+                inner.completion_failed(e);
+                inner.put_rx(this);
+            }
+        }
+    }
+}
+
+/// A received message. Dropping it gives its buffer back to the ring.
+pub(crate) struct RxMsg<P: Protocol>(ManuallyDrop<KBox<RxBuf<P>>>);
+
+impl<P: Protocol> RxMsg<P> {
+    /// The bytes of the message, as the peer chose them.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.buf.bytes().get(..self.0.len).unwrap_or(&[])
+    }
+
+    /// The region that the peer invalidated with this message.
+    pub(crate) fn invalidated(&self) -> Option<RemoteInvalidated<P>> {
+        Some(RemoteInvalidated {
+            rkey: self.0.invalidated?,
+            inner: Arc::as_ptr(&self.0.inner),
+        })
+    }
+}
+
+impl<P: Protocol> Drop for RxMsg<P> {
+    fn drop(&mut self) {
+        // SAFETY: The field is not used afterwards.
+        let buf = unsafe { ManuallyDrop::take(&mut self.0) };
+        let inner = buf.inner.clone();
+        inner.put_rx(buf);
+    }
+}
+
+/// Proof that the device invalidated a region at the peer's request.
+pub(crate) struct RemoteInvalidated<P: Protocol> {
+    rkey: u32,
+    /// Only compared.
+    inner: *const Inner<P>,
+}
+
+impl<P: Protocol> RemoteInvalidated<P> {
+    /// The key of the region.
+    pub(super) fn rkey(&self) -> u32 {
+        self.rkey
+    }
+
+    /// Whether the proof is of this connection.
+    pub(super) fn matches(&self, inner: &Arc<Inner<P>>) -> bool {
+        core::ptr::eq(self.inner, Arc::as_ptr(inner))
+    }
+}
+
+/// The buffers of the ring that are not posted and hold no message.
+pub(super) struct Pool<P: Protocol> {
+    pub(super) free: Stack<RxBuf<P>>,
+    pub(super) closed: bool,
+}
+
+impl<P: Protocol> Pool<P> {
+    pub(super) const fn new() -> Self {
+        Self {
+            free: Stack::new(),
+            closed: false,
+        }
+    }
+}
+
+impl<P: Protocol> Inner<P> {
+    /// Puts a buffer back into the ring.
+    pub(super) fn put_rx(&self, buf: KBox<RxBuf<P>>) {
+        let mut pool = self.rx().lock();
+        if !pool.closed {
+            pool.free.push(buf);
+            return;
+        }
+        drop(pool);
+        drop(buf);
+    }
+
+    /// Posts the free buffers when there are enough of them to be worth a doorbell.
+    ///
+    /// Called from the receive completion handler, and before there can be one.
+    pub(super) fn post_free_receives(&self) {
+        let mut free = {
+            let mut pool = self.rx().lock();
+            // CAST: Buffers are counted in hundreds.
+            if pool.free.len() < self.limits().rx_batch as usize {
+                return;
+            }
+            pool.free.take()
+        };
+        let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
+        while let Some(buf) = free.pop() {
+            buf.buf.for_device(buf.buf.len());
+            let raw = KBox::into_raw(buf);
+            // SAFETY: Just leaked, so it stays where it is and nobody else has it.
+            let buf = unsafe { &mut *raw };
+            buf.wr.next = first;
+            buf.wr.__bindgen_anon_1.wr_cqe = buf.cqe.as_raw();
+            buf.wr.sg_list = &raw mut buf.sge;
+            buf.wr.num_sge = 1;
+            first = &raw mut buf.wr;
+        }
+        // SAFETY: Receives into mapped buffers that stay until their completion.
+        let mut unposted = match unsafe { self.post_recv(first) } {
+            Ok(()) => return,
+            Err(bad) => bad,
+        };
+        while let Some(wr) = NonNull::new(unposted) {
+            // SAFETY: Part of the chain made above; nobody has taken it. Its entry is the first
+            // field of the buffer.
+            let raw = unsafe {
+                unposted = (*wr.as_ptr()).next;
+                (*wr.as_ptr()).__bindgen_anon_1.wr_cqe.cast::<RxBuf<P>>()
+            };
+            // SAFETY: Leaked above and not posted.
+            self.put_rx(unsafe { KBox::from_raw(raw) });
+        }
+    }
+}

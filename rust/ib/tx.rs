@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The send ring: message buffers which belong to the device from posting until a completion on
+//! the send queue tells that they were sent.
+//!
+//! Messages are copied into the ring, so a Send never touches memory of the request it carries.
+//! Only every so many Sends are signalled; their completion frees all buffers up to their own.
+
+use super::{
+    conn::{
+        Conn,
+        Cx,
+        Inner,
+        Protocol, //
+    },
+    cq::{
+        Completed,
+        Cqe,
+        Wc, //
+    },
+    dma::{
+        Direction,
+        DmaBuf, //
+    },
+    domain::Domain,
+    expose::{
+        Exposed,
+        Exposing, //
+    },
+    mr::Mr, //
+};
+use crate::{
+    bindings,
+    rt::err, //
+};
+use core::ptr::NonNull;
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Release, //
+        },
+        Arc, //
+    },
+};
+
+/// One send buffer.
+#[repr(C)]
+struct TxEntry {
+    cqe: Cqe,
+    /// Counts the Sends of the connection; written before the entry is posted.
+    seq: u32,
+    buf: DmaBuf,
+}
+
+// SAFETY: `repr(C)`, with the entry made for this type as the first field.
+unsafe impl<P: Protocol> Completed<P> for TxEntry {
+    /// A signalled Send completed: so did all before it.
+    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+        // SAFETY: The ring lives until the completion queues are gone. The producer does not touch
+        // an entry before the tail has passed it, which is below.
+        let seq = unsafe { (*this.as_ptr()).seq };
+        let inner = cx.inner();
+        // Pairs with the acquire in `TxRing::has_room`.
+        inner.tx_tail().store(seq.wrapping_add(1), Release);
+        if let Err(e) = wc.ok() {
+            inner.completion_failed(e);
+        }
+        inner.proto().writable();
+    }
+}
+
+/// The producer's side of the ring.
+pub(super) struct TxRing {
+    entries: KVec<KBox<TxEntry>>,
+    /// The sequence number of the next Send.
+    head: u32,
+    /// Sends since the last signalled one.
+    unsignalled: u32,
+    batch: u32,
+}
+
+impl TxRing {
+    /// A ring without buffers.
+    pub(super) const fn empty() -> Self {
+        Self {
+            entries: KVec::new(),
+            head: 0,
+            unsignalled: 0,
+            batch: 1,
+        }
+    }
+
+    /// Allocates and maps `count` buffers of `size` bytes.
+    pub(super) fn new<P: Protocol>(domain: &Arc<Domain>, count: u32, size: u32) -> Result<Self> {
+        // CAST: Both are small.
+        let mut entries = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for _ in 0..count {
+            let entry = KBox::new(
+                TxEntry {
+                    cqe: Cqe::new::<P, TxEntry>(),
+                    seq: 0,
+                    buf: DmaBuf::new(domain, size as usize, Direction::ToDevice)?,
+                },
+                GFP_KERNEL,
+            )?;
+            entries.push(entry, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            entries,
+            head: 0,
+            unsignalled: 0,
+            // So many buffers at most wait for a completion although they were sent.
+            batch: (count / 8).max(1),
+        })
+    }
+
+    fn has_room<P: Protocol>(&self, inner: &Inner<P>) -> bool {
+        let used = self.head.wrapping_sub(inner.tx_tail().load(Acquire));
+        // CAST: The ring has hundreds of entries.
+        (used as usize) < self.entries.len()
+    }
+
+    fn entry(&mut self, seq: u32) -> Option<&mut KBox<TxEntry>> {
+        // CAST: As above.
+        let index = (seq as usize).checked_rem(self.entries.len())?;
+        self.entries.get_mut(index)
+    }
+}
+
+/// A free buffer of the ring, to be filled and sent. Dropping it gives it back.
+pub(crate) struct TxBuf<'c, P: Protocol> {
+    conn: &'c mut Conn<P>,
+}
+
+impl<P: Protocol> Conn<P> {
+    /// Takes the next buffer of the send ring. `None` when all are waiting to be sent: then
+    /// [`Protocol::writable`] will be called when one was.
+    pub(crate) fn reserve(&mut self) -> Option<TxBuf<'_, P>> {
+        self.tx
+            .has_room(&self.inner)
+            .then_some(TxBuf { conn: self })
+    }
+
+    /// Whether [`Self::reserve`] would succeed.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tx.has_room(&self.inner)
+    }
+}
+
+impl<P: Protocol> TxBuf<'_, P> {
+    /// The buffer, and the connection's memory regions for what the message will name.
+    pub(crate) fn split(&mut self) -> (&mut [u8], Regions<'_, P>) {
+        let seq = self.conn.tx.head;
+        let bytes = self
+            .conn
+            .tx
+            .entry(seq)
+            .map_or(&mut [][..], |entry| entry.buf.bytes_mut());
+        (bytes, Regions(&self.conn.inner))
+    }
+
+    /// Sends the first `len` bytes. An error means that the connection is lost.
+    pub(crate) fn send(self, len: usize) -> Result {
+        // SAFETY: Nothing is put in front of the Send.
+        unsafe { self.post(len, |wr| wr) }
+    }
+
+    /// Sends the first `len` bytes after registering the memory of `set`, all in one post.
+    ///
+    /// `publish` gets the set when it was posted, also when that failed: an error means that the
+    /// connection is lost. The peer's answer can be there before `publish` is called.
+    pub(crate) fn send_exposing(
+        self,
+        len: usize,
+        mut set: Exposing<P>,
+        publish: impl FnOnce(Exposed<P>),
+    ) -> Result {
+        // SAFETY: The chain is made of registrations of mapped regions of this connection, whose
+        // owner is on our stack.
+        let ret = unsafe { self.post(len, |send| set.link_before(send)) };
+        publish(set.posted());
+        ret
+    }
+
+    /// # Safety
+    ///
+    /// `chain` returns a valid chain of work requests which ends with the given one.
+    unsafe fn post(
+        self,
+        len: usize,
+        chain: impl FnOnce(*mut bindings::ib_send_wr) -> *mut bindings::ib_send_wr,
+    ) -> Result {
+        let Conn { tx, inner, .. } = self.conn;
+        let seq = tx.head;
+        let signal = tx.unsignalled.wrapping_add(1) >= tx.batch;
+        let entry = tx.entry(seq).ok_or(EINVAL)?;
+        if len > entry.buf.len() {
+            return Err(err::emsgsize());
+        }
+        entry.seq = seq;
+        entry.buf.for_device(len);
+        // CAST: Not more than the buffer has, which is at most 64 KiB.
+        let mut sge = entry.buf.sge(len as u32);
+        let mut wr: bindings::ib_send_wr = pin_init::zeroed();
+        wr.sg_list = &raw mut sge;
+        wr.num_sge = 1;
+        wr.opcode = bindings::ib_wr_opcode_IB_WR_SEND;
+        if signal {
+            wr.send_flags = bindings::ib_send_flags_IB_SEND_SIGNALED;
+            wr.__bindgen_anon_1.wr_cqe = entry.cqe.as_raw();
+        } else {
+            wr.__bindgen_anon_1.wr_cqe = inner.err_cqe();
+        }
+        let first = chain(&raw mut wr);
+        // The buffer is the device's from here on, whatever posting says: an error ends the
+        // connection, and the ring goes with it.
+        tx.head = seq.wrapping_add(1);
+        tx.unsignalled = if signal {
+            0
+        } else {
+            tx.unsignalled.wrapping_add(1)
+        };
+        // SAFETY: A Send from a mapped buffer of the ring, behind what the caller vouches for. The
+        // work requests are copied by posting.
+        unsafe { inner.post_send(first) }
+    }
+}
+
+/// Where idle memory regions come from.
+pub(crate) struct Regions<'c, P: Protocol>(&'c Arc<Inner<P>>);
+
+impl<P: Protocol> Regions<'_, P> {
+    /// Takes an idle region. `None` when there is none: see [`Conn::region_shortage`].
+    pub(crate) fn take(&self) -> Option<Mr<P>> {
+        self.0.take_mr().map(Mr)
+    }
+}
