@@ -145,12 +145,17 @@ impl Iterator for ReadSegments<'_> {
 
     #[inline]
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let len = self.entries.len() / READ_ENTRY;
-        (len, Some(len))
+        (self.len(), Some(self.len()))
     }
 }
 
-impl ExactSizeIterator for ReadSegments<'_> {}
+impl ExactSizeIterator for ReadSegments<'_> {
+    // The provided method has an assertion in it.
+    #[inline]
+    fn len(&self) -> usize {
+        self.entries.len() / READ_ENTRY
+    }
+}
 
 impl core::iter::FusedIterator for ReadSegments<'_> {}
 
@@ -328,12 +333,17 @@ impl Iterator for Segments<'_> {
 
     #[inline]
     fn size_hint(&self) -> (usize, Option<usize>) {
-        let len = self.bytes.len() / SEGMENT;
-        (len, Some(len))
+        (self.len(), Some(self.len()))
     }
 }
 
-impl ExactSizeIterator for Segments<'_> {}
+impl ExactSizeIterator for Segments<'_> {
+    // The provided method has an assertion in it.
+    #[inline]
+    fn len(&self) -> usize {
+        self.bytes.len() / SEGMENT
+    }
+}
 
 impl core::iter::FusedIterator for Segments<'_> {}
 
@@ -361,6 +371,12 @@ impl Iterator for Filled<'_> {
     }
 }
 
-impl ExactSizeIterator for Filled<'_> {}
+impl ExactSizeIterator for Filled<'_> {
+    // The provided method has an assertion in it.
+    #[inline]
+    fn len(&self) -> usize {
+        self.segments.len()
+    }
+}
 
 impl core::iter::FusedIterator for Filled<'_> {}
