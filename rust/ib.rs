@@ -59,8 +59,8 @@ pub(crate) use self::{
     },
     mr::{
         Access,
-        Mr, //
+        Handle, //
     },
     rx::RxMsg,
-    tx::TxBuf, //
+    tx::Regions, //
 };

@@ -147,6 +147,14 @@ impl<P: Protocol> Conn<P> {
     pub(crate) fn has_room(&self) -> bool {
         self.tx.has_room(&self.inner)
     }
+
+    /// Call after [`Self::reserve`] found nothing, and after the caller is ready for
+    /// [`Protocol::writable`]: a completion that came between the two is made up for.
+    pub(crate) fn recheck_room(&self) {
+        if self.has_room() {
+            self.proto().writable();
+        }
+    }
 }
 
 impl<P: Protocol> TxBuf<'_, P> {

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The client transport: RPC calls over an RDMA connection.
+//!
+//! ```text
+//! sunrpc ── send ──> marshal.rs ── copies and registers ──> ib::TxBuf::send
+//!                                                               ┆ (peer reads, writes, replies)
+//! sunrpc <── complete ── reply.rs <── Endpoint::receive <── ib::RxMsg
+//!                           └── ib::Cx::invalidate ──> Endpoint::fenced ──> complete
+//! ```
+//!
+//! One [`Rdma`] exists per transport, one [`Endpoint`] per connection. What a request exposes to
+//! the peer is in its [`Slot`] until the peer cannot reach it any more; only then is the request
+//! completed or its memory released.
+
+mod endpoint;
+mod marshal;
+mod reply;
+mod slot;
+mod stats;
+mod tunables;
+
+use self::{
+    endpoint::Endpoint,
+    marshal::Shape,
+    slot::Slot,
+    stats::Stats, //
+};
+use crate::{
+    ib::{
+        Conn,
+        Params, //
+    },
+    sunrpc::{
+        BcReply,
+        ClientStats,
+        ClientTransport,
+        CreateArgs,
+        SendError,
+        SendLock,
+        SendRqst,
+        Xprt, //
+    },
+    wire::{
+        self,
+        PrivateData, //
+    },
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc, //
+    },
+};
+
+pub(crate) use self::tunables::Tunables;
+
+/// Pages that the payload of one call can have (row C14): a megabyte that starts anywhere.
+const MAX_PAGES: u32 = 257;
+
+/// Segments that a chunk list has at most (row C13).
+const MAX_SEGMENTS: u32 = 16;
+
+/// Slots of a transport, and calls of a connection, at least (row C1).
+const MIN_REQUESTS: u32 = 4;
+
+/// How long a peer may take to accept a connection, in milliseconds (row X46).
+const CONNECT_MSECS: u32 = 30_000;
+
+/// One client transport.
+pub(crate) struct Rdma {
+    stats: Arc<Stats>,
+    /// The largest message that the current connection carries both ways.
+    inline: Atomic<u32>,
+}
+
+/// What the holder of the transport's write lock has: the connection.
+#[derive(Default)]
+pub(crate) struct Locked(Option<Conn<Endpoint>>);
+
+impl ClientTransport for Rdma {
+    type Slot = Slot;
+    type Locked = Locked;
+
+    const BC_SLOTS: u32 = wire::BACKWARD_CLIENT_CREDITS;
+    // CAST: A small product.
+    const MAX_PAYLOAD: usize = MAX_PAGES as usize * PAGE_SIZE;
+
+    fn setup(_args: &CreateArgs<'_>) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            stats: Stats::new()?,
+            inline: Atomic::new(wire::INLINE_DEFAULT),
+        }? Error)
+    }
+
+    fn slots(_args: &CreateArgs<'_>) -> u32 {
+        tunables::slot_table_entries()
+    }
+
+    fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result {
+        let send_size = tunables::max_inline_write();
+        let recv_size = tunables::max_inline_read();
+        let private = PrivateData {
+            remote_invalidation: true,
+            send_size,
+            recv_size,
+        };
+        xprt.reset_window();
+        let conn = Conn::connect(
+            &Params {
+                net: xprt.net(),
+                dst: &xprt.addr(),
+                requests: xprt.max_reqs(),
+                min_requests: MIN_REQUESTS,
+                extra: Self::BC_SLOTS,
+                tx_bytes: send_size,
+                rx_bytes: recv_size,
+                max_pages: MAX_PAGES,
+                extra_regions: 2,
+                max_regions: MAX_SEGMENTS,
+                private: &private.encode(),
+                msecs: CONNECT_MSECS,
+            },
+            |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
+            |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),
+        )?;
+        let inline = conn.proto().inline();
+        xprt.inner().inline.store(inline.send.min(inline.recv), Relaxed);
+        lock.0 = Some(conn);
+        Ok(())
+    }
+
+    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {
+        let Some(conn) = lock.0.take() else {
+            return;
+        };
+        let proof = conn.shutdown();
+        xprt.for_each_slot(|slot| slot.sweep(&proof));
+    }
+
+    fn send(
+        xprt: &Xprt<Self>,
+        lock: &mut SendLock<'_, Self>,
+        rqst: &mut SendRqst<'_, Self>,
+    ) -> Result<(), SendError> {
+        rqst.alloc_sparse_pages()?;
+        let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
+        let shape = Shape::new(conn.proto(), rqst);
+        let stats = &xprt.inner().stats;
+        let result = marshal::send(conn, rqst, &shape, stats);
+        if matches!(result, Err(ref e) if !matches!(e, SendError::NotConnected)) {
+            stats.failed_marshal.inc();
+        }
+        wait_for_room(xprt, lock, result)
+    }
+
+    fn send_bc_reply(
+        xprt: &Xprt<Self>,
+        lock: &mut SendLock<'_, Self>,
+        rqst: &mut BcReply<'_, Self>,
+    ) -> Result<(), SendError> {
+        let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
+        let result = marshal::send_bc_reply(conn, rqst, Self::BC_SLOTS);
+        wait_for_room(xprt, lock, result)
+    }
+
+    fn inject_disconnect(_xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {
+        if let Some(conn) = &lock.0 {
+            conn.inject_disconnect();
+        }
+    }
+
+    fn bc_max_payload(xprt: &Xprt<Self>) -> usize {
+        // CAST: At most a page; `HDR_MIN` is 28.
+        (xprt.inner().inline.load(Relaxed) as usize)
+            .min(PAGE_SIZE)
+            .saturating_sub(wire::HDR_MIN)
+    }
+
+    fn stats(&self) -> ClientStats {
+        self.stats.read()
+    }
+}
+
+/// Prepares for [`SendError::Again`]: the transport is told to wait, and woken when that is over
+/// already (rows C57, C65, C81).
+fn wait_for_room(
+    xprt: &Xprt<Rdma>,
+    lock: &SendLock<'_, Rdma>,
+    result: Result<(), SendError>,
+) -> Result<(), SendError> {
+    if let (Err(SendError::Again), Some(conn)) = (&result, &lock.0) {
+        xprt.wait_for_buffer_space();
+        if conn.has_room() {
+            conn.region_shortage();
+        } else {
+            xprt.inner().stats.empty_sendctx_q.inc();
+            conn.recheck_room();
+        }
+    }
+    result
+}

@@ -1,0 +1,360 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a call travels: RFC 8166, sections 3.4 and 4; rows C36 to C53.
+//!
+//! The message is put together in a buffer of the send ring: the transport header, and behind it
+//! what travels inline. What does not is exposed to the peer, and named in the header.
+
+use super::{
+    endpoint::Endpoint,
+    slot::Memory,
+    stats::Stats,
+    Rdma, //
+};
+use crate::{
+    ib::{
+        Access,
+        Conn,
+        Exposing,
+        Handle,
+        Regions, //
+    },
+    sunrpc::{
+        BcReply,
+        SendError,
+        SendRqst,
+        XdrView, //
+    },
+    wire::{
+        self,
+        HeaderWriter,
+        Proc,
+        Segment,
+        WireError, //
+    },
+};
+use kernel::prelude::*;
+
+/// How the arguments travel (rows C45 to C48).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Args {
+    /// All of the message follows the header.
+    Inline,
+    /// The page list is a Read chunk.
+    ReadChunk,
+    /// All of the message is a Read chunk at position zero.
+    Long,
+}
+
+/// How the results travel (rows C42 to C44).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Results {
+    /// All of the message follows the header.
+    Inline,
+    /// The page list is a Write chunk.
+    WriteChunk,
+    /// All of the message may be a Reply chunk.
+    ReplyChunk,
+}
+
+/// The shape of a call.
+pub(super) struct Shape {
+    args: Args,
+    results: Results,
+    /// The largest message, in bytes.
+    inline_send: usize,
+    segments: usize,
+    credits: u32,
+}
+
+impl Shape {
+    /// Chooses the shape of a call.
+    pub(super) fn new(endpoint: &Endpoint, rqst: &SendRqst<'_, Rdma>) -> Self {
+        let inline = endpoint.inline();
+        // CAST: Below: all are at most 64 KiB.
+        let usable_send = wire::usable_send(inline.send, endpoint.segments).unwrap_or(0) as usize;
+        let usable_recv = wire::usable_recv(inline.recv, endpoint.segments).unwrap_or(0) as usize;
+        let ddp = rqst.ddp_allowed();
+
+        let call = rqst.call();
+        let args = if call.len() <= usable_send {
+            Args::Inline
+        } else if ddp && call.is_write() && call.inline_len() <= usable_send {
+            Args::ReadChunk
+        } else {
+            Args::Long
+        };
+        let reply = rqst.reply();
+        let results = if reply.buflen() <= usable_recv {
+            Results::Inline
+        } else if ddp && reply.is_read() && reply.inline_len() < usable_recv {
+            Results::WriteChunk
+        } else {
+            Results::ReplyChunk
+        };
+        Self {
+            args,
+            results,
+            inline_send: inline.send as usize,
+            segments: endpoint.segments as usize,
+            credits: endpoint.requests,
+        }
+    }
+}
+
+/// Puts a call together and sends it.
+///
+/// An error other than [`SendError::NotConnected`] means that nothing was sent, and that the
+/// request is as it was before.
+pub(super) fn send(
+    conn: &mut Conn<Endpoint>,
+    rqst: &mut SendRqst<'_, Rdma>,
+    shape: &Shape,
+    stats: &Stats,
+) -> Result<(), SendError> {
+    let pad = conn.pad();
+    let mut tx = conn.reserve().ok_or(SendError::Again)?;
+    let slot = rqst.slot();
+    let lease = match slot.take() {
+        Memory::Home(lease) => lease,
+        other => {
+            // Exposed on this connection already, although it is sent only once on each.
+            slot.put(other);
+            return Err(SendError::NotConnected);
+        }
+    };
+
+    let mut set = Exposing::new(lease);
+    let (buf, regions) = tx.split();
+    let mut message = Message {
+        shape,
+        rqst,
+        regions,
+        pad,
+        stats,
+        set: &mut set,
+    };
+    let (header, len) = match message.encode(buf) {
+        Ok(lens) => lens,
+        Err(e) => {
+            slot.put(Memory::Home(set.cancel()));
+            return Err(e);
+        }
+    };
+    rqst.stamp();
+
+    if set.is_empty() {
+        {
+            let mut state = slot.lock();
+            state.clear_header();
+        }
+        slot.put(Memory::Home(set.cancel()));
+        return tx.send(len).map_err(|_| SendError::NotConnected);
+    }
+    // The lock is held while the call is posted: a reply that is there before the set is in its
+    // place has to wait.
+    let mut state = slot.lock();
+    state.set_header(tx.split().0.get(..header).unwrap_or(&[]));
+    tx.send_exposing(len, set, |set| state.memory = Memory::Out(set))
+        .map_err(|_| SendError::NotConnected)
+}
+
+/// A call that is being put together.
+struct Message<'m, 'a> {
+    shape: &'m Shape,
+    rqst: &'m SendRqst<'a, Rdma>,
+    regions: Regions<'m, Endpoint>,
+    pad: Option<Handle>,
+    stats: &'m Stats,
+    set: &'m mut Exposing<Endpoint>,
+}
+
+impl Message<'_, '_> {
+    /// Writes the message. Returns the lengths of the header and of the whole.
+    fn encode(&mut self, buf: &mut [u8]) -> Result<(usize, usize), SendError> {
+        let limit = self.shape.inline_send.min(buf.len());
+        let buf = buf.get_mut(..limit).ok_or(SendError::MsgSize)?;
+        let header = self.encode_header(buf)?;
+        let body = buf.get_mut(header..).ok_or(SendError::MsgSize)?;
+        let call = self.rqst.call();
+        let inline = match self.shape.args {
+            Args::Inline => {
+                self.stats
+                    .pullup_copy
+                    .add(call.page_len().saturating_add(call.tail_len()));
+                copy_message(&call, body)?
+            }
+            Args::ReadChunk => copy_around_pages(&call, body)?,
+            Args::Long => {
+                self.stats.nomsg_call.inc();
+                0
+            }
+        };
+        Ok((header, header.saturating_add(inline)))
+    }
+
+    fn encode_header(&mut self, buf: &mut [u8]) -> Result<usize, SendError> {
+        let call = self.rqst.call();
+        let reply = self.rqst.reply();
+        let proc = match self.shape.args {
+            Args::Inline | Args::ReadChunk => Proc::Msg,
+            Args::Long => Proc::NoMsg,
+        };
+        let mut reads = HeaderWriter::new(buf, self.rqst.xid(), self.shape.credits, proc)?;
+        match self.shape.args {
+            Args::Inline => {}
+            Args::ReadChunk => {
+                // CAST: The head is shorter than the inline threshold.
+                let position = call.head_len() as u32;
+                let count = self.expose(&call, (false, true, false), Access::Read, |segment| {
+                    reads.read_segment(position, segment)
+                })?;
+                self.stats.read_chunk.add(count);
+            }
+            Args::Long => {
+                let count = self.expose(&call, (true, true, true), Access::Read, |segment| {
+                    reads.read_segment(0, segment)
+                })?;
+                self.stats.read_chunk.add(count);
+            }
+        }
+
+        let mut writes = reads.end_reads()?;
+        if self.shape.results == Results::WriteChunk {
+            let mut chunk = writes.begin_chunk()?;
+            let mut count =
+                self.expose(&reply, (false, true, false), Access::Write, |segment| {
+                    chunk.segment(segment)
+                })?;
+            // Row W15: a place for the padding that some servers write.
+            if reply.page_len() & 3 != 0 {
+                let pad = self.pad.ok_or(SendError::Io)?;
+                chunk.segment(segment(&pad))?;
+                count = count.saturating_add(1);
+            }
+            self.stats.write_chunk.add(count);
+            self.stats.rdma_request.add(reply.page_len());
+            writes = chunk.end_chunk()?;
+        }
+
+        let last = writes.end_writes()?;
+        if self.shape.results == Results::ReplyChunk {
+            let mut chunk = last.begin_chunk()?;
+            let count = self.expose(&reply, (true, true, true), Access::Write, |segment| {
+                chunk.segment(segment)
+            })?;
+            self.stats.reply_chunk.add(count);
+            self.stats
+                .rdma_request
+                .add(reply.inline_len().saturating_add(reply.page_len()));
+            Ok(chunk.finish()?)
+        } else {
+            Ok(last.no_reply_chunk()?)
+        }
+    }
+
+    /// Exposes parts (head, pages, tail) of a message; `name` is called with each segment. Returns
+    /// how many there are.
+    fn expose(
+        &mut self,
+        view: &XdrView<'_>,
+        (head, pages, tail): (bool, bool, bool),
+        access: Access,
+        mut name: impl FnMut(Segment) -> Result<(), WireError>,
+    ) -> Result<usize, SendError> {
+        let regions = view.regions(head, pages, tail);
+        let mut left = regions.remaining();
+        let mut regions = regions.map(|(_, region)| region).peekable();
+        let mut count = 0usize;
+        while regions.peek().is_some() {
+            if count >= self.shape.segments {
+                return Err(SendError::MsgSize);
+            }
+            let mr = self.regions.take().ok_or(SendError::Again)?;
+            let handle = self
+                .set
+                .expose(mr, &mut regions, access, self.rqst.xid())
+                .map_err(|_| SendError::Io)?;
+            name(segment(&handle))?;
+            // CAST: `usize` is at least 32 bits.
+            left = left.saturating_sub(handle.len as usize);
+            count = count.saturating_add(1);
+        }
+        // A page is missing.
+        if left != 0 {
+            return Err(SendError::Io);
+        }
+        Ok(count)
+    }
+}
+
+impl From<WireError> for SendError {
+    /// Writing a header fails only when it does not fit (row C50).
+    fn from(_: WireError) -> Self {
+        Self::MsgSize
+    }
+}
+
+fn segment(handle: &Handle) -> Segment {
+    Segment {
+        handle: handle.rkey,
+        length: handle.len,
+        offset: handle.addr,
+    }
+}
+
+/// Copies bytes to the front of `dst`; returns what remains of it.
+fn append<'b>(dst: &'b mut [u8], src: &[u8]) -> Result<&'b mut [u8], SendError> {
+    let (to, rest) = dst
+        .split_at_mut_checked(src.len())
+        .ok_or(SendError::MsgSize)?;
+    for (to, from) in to.iter_mut().zip(src) {
+        *to = *from;
+    }
+    Ok(rest)
+}
+
+/// Copies a whole message; returns its length.
+fn copy_message(view: &XdrView<'_>, body: &mut [u8]) -> Result<usize, SendError> {
+    let size = body.len();
+    let rest = append(body, view.head())?;
+    let (pages, rest) = rest
+        .split_at_mut_checked(view.page_len())
+        .ok_or(SendError::MsgSize)?;
+    if !view.copy_pages(pages) {
+        return Err(SendError::Io);
+    }
+    let rest = append(rest, view.tail())?;
+    Ok(size.saturating_sub(rest.len()))
+}
+
+/// Copies what is around the page list, without the padding of the latter (row W14); returns its
+/// length.
+fn copy_around_pages(view: &XdrView<'_>, body: &mut [u8]) -> Result<usize, SendError> {
+    let size = body.len();
+    let rest = append(body, view.head())?;
+    let tail = view.tail();
+    // What follows the padding is a multiple of four bytes.
+    let tail = tail.get(tail.len() & 3..).unwrap_or(&[]);
+    let rest = append(rest, tail)?;
+    Ok(size.saturating_sub(rest.len()))
+}
+
+/// Sends the reply to a backward call (RFC 8167; row B7).
+pub(super) fn send_bc_reply(
+    conn: &mut Conn<Endpoint>,
+    rqst: &mut BcReply<'_, Rdma>,
+    credits: u32,
+) -> Result<(), SendError> {
+    // CAST: At most 64 KiB.
+    let limit = conn.proto().inline().send as usize;
+    let mut tx = conn.reserve().ok_or(SendError::Again)?;
+    let (buf, _) = tx.split();
+    let limit = limit.min(buf.len());
+    let buf = buf.get_mut(..limit).ok_or(SendError::MsgSize)?;
+    let header = wire::encode_plain(buf, rqst.xid(), credits)?;
+    let body = buf.get_mut(header..).ok_or(SendError::MsgSize)?;
+    let len = copy_message(&rqst.msg(), body)?;
+    tx.send(header.saturating_add(len))
+        .map_err(|_| SendError::NotConnected)
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What comes from the server: replies, and calls of its own.
+//!
+//! Every byte here is the peer's. A message that makes no sense is counted; it fails its RPC if it
+//! names one, and ends the connection where the protocol leaves no other way to agree again.
+
+use super::{
+    endpoint::Endpoint,
+    slot::Memory,
+    Rdma, //
+};
+use crate::{
+    ib::{
+        Cx,
+        Exposed,
+        RxMsg, //
+    },
+    sunrpc::{
+        PayloadLease,
+        PinnedRqst, //
+    },
+    wire::{
+        self,
+        Fixed,
+        ReplyBody, //
+    },
+};
+use kernel::prelude::*;
+
+/// A reply, with the RPC that it belongs to.
+pub(super) struct Reply {
+    rqst: PinnedRqst<Rdma>,
+    msg: RxMsg<Endpoint>,
+}
+
+/// Handles a message (row C90).
+pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<Endpoint>) {
+    let xprt = &endpoint.xprt;
+    xprt.note_traffic();
+    // Row W42: too short to name an RPC, or of another version.
+    let Ok((fixed, _)) = Fixed::decode(msg.bytes()) else {
+        endpoint.stats.bad_reply.inc();
+        return;
+    };
+    if fixed.version != wire::VERSION {
+        endpoint.stats.bad_reply.inc();
+        return;
+    }
+    if wire::is_backward_call(msg.bytes()) && xprt.has_bc_service() {
+        call(endpoint, &msg);
+        return;
+    }
+    let Some(rqst) = xprt.lookup(fixed.xid) else {
+        // A key of another request must not become invalid with it (row X15).
+        if msg.invalidated().is_some() {
+            violation(endpoint);
+        }
+        return;
+    };
+    endpoint.grant(fixed.credits);
+
+    let reply = Reply { rqst, msg };
+    match reply.rqst.slot().take() {
+        Memory::Home(lease) => {
+            reply.rqst.slot().put(Memory::Home(lease));
+            if reply.msg.invalidated().is_some() {
+                violation(endpoint);
+                return;
+            }
+            reply.finish(endpoint);
+        }
+        Memory::Out(set) => reply.fence(endpoint, cx, set),
+        Memory::Away => {
+            // The call was not sent yet, or is answered a second time.
+            violation(endpoint);
+        }
+    }
+}
+
+/// The peer does what no peer may do: nothing that it says can be relied on.
+#[cold]
+fn violation(endpoint: &Endpoint) {
+    endpoint.stats.bad_reply.inc();
+    endpoint.xprt.force_disconnect();
+}
+
+/// A call from the server (RFC 8167; rows B3 to B5).
+fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
+    let body = msg.bytes().get(wire::HDR_MIN..).unwrap_or(&[]);
+    if endpoint.xprt.bc_call(body).is_err() {
+        pr_warn!("callback overflow: the server exceeds its credits\n");
+        endpoint.xprt.force_disconnect();
+    }
+}
+
+impl Reply {
+    /// Ends the peer's access to the request's memory, then goes on with [`Self::finish`].
+    fn fence(self, endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, mut set: Exposed<Endpoint>) {
+        if let Some(proof) = self.msg.invalidated() {
+            if set.remote_invalidated(&proof).is_err() {
+                self.rqst.slot().put(Memory::Out(set));
+                violation(endpoint);
+                return;
+            }
+        }
+        let set = match set.fenced() {
+            Ok(lease) => {
+                self.rqst.slot().put(Memory::Home(lease));
+                self.finish(endpoint);
+                return;
+            }
+            Err(set) => set,
+        };
+        endpoint.stats.local_inv.add(set.len());
+        if let Err((set, this)) = cx.invalidate(set, self) {
+            // The connection is lost: the RPC is sent again on the next one (row C97).
+            this.rqst.slot().put(Memory::Out(set));
+        }
+    }
+
+    /// The request's memory is fenced, or the connection was lost before it was.
+    pub(super) fn fenced(
+        self,
+        endpoint: &Endpoint,
+        result: Result<(PayloadLease, usize), Exposed<Endpoint>>,
+    ) {
+        match result {
+            Ok((lease, _)) => {
+                self.rqst.slot().put(Memory::Home(lease));
+                self.finish(endpoint);
+            }
+            Err(set) => self.rqst.slot().put(Memory::Out(set)),
+        }
+    }
+
+    /// Completes the RPC (rows W43, W44, C100 to C103). The request's memory is at home.
+    fn finish(self, endpoint: &Endpoint) {
+        let Self { mut rqst, msg } = self;
+        let len = place(endpoint, &mut rqst, &msg);
+        if len.is_none() {
+            endpoint.stats.bad_reply.inc();
+        }
+        // The slot outlives the request; its lock keeps the lease at home until the RPC layer has
+        // the reply.
+        let Some(slot) = endpoint.xprt.slot_of(&rqst) else {
+            return;
+        };
+        let state = slot.lock();
+        let Memory::Home(lease) = &state.memory else {
+            return;
+        };
+        match len {
+            Some(len) => rqst.complete(lease, len),
+            None => rqst.fail(lease, EIO),
+        }
+    }
+}
+
+/// Puts the inline part of a reply into its place. Returns the length of the RPC message, `None`
+/// when the message is not a reply to this call.
+fn place(
+    endpoint: &Endpoint,
+    rqst: &mut PinnedRqst<Rdma>,
+    msg: &RxMsg<Endpoint>,
+) -> Option<usize> {
+    let limits = wire::Limits {
+        max_segs: endpoint.segments.saturating_add(1),
+    };
+    let reply = wire::decode_reply(msg.bytes(), &limits).ok()?;
+    {
+        let state = rqst.slot().lock();
+        match state.header() {
+            Some(sent) => wire::match_chunks(sent, msg.bytes()).ok()?,
+            // The call had no chunks, so the reply has none.
+            None => match reply.body {
+                ReplyBody::Msg { writes, .. } if writes.unwrap_or(0) == 0 => {}
+                _ => return None,
+            },
+        }
+    }
+    match reply.body {
+        ReplyBody::Msg { writes, inline, .. } => {
+            let placed = writes.unwrap_or(0);
+            let filled = rqst.fill(inline, placed);
+            // CAST: `usize` is at least 32 bits.
+            endpoint.stats.rdma_reply.add(placed as usize);
+            endpoint.stats.fixup_copy.add(filled.copied);
+            Some(filled.len)
+        }
+        ReplyBody::NoMsg { reply_len } => {
+            // CAST: As above.
+            endpoint.stats.rdma_reply.add(reply_len as usize);
+            Some(reply_len as usize)
+        }
+        ReplyBody::Error(_) => None,
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the transport keeps with each request: where its memory is.
+
+use super::endpoint::Endpoint;
+use crate::{
+    ib::{
+        Exposed,
+        Quiesced, //
+    },
+    sunrpc::{
+        PayloadLease,
+        SlotState, //
+    },
+    wire, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        new_spinlock,
+        SpinLock,
+        SpinLockGuard, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
+};
+
+/// Where a request's memory is.
+pub(super) enum Memory {
+    /// Nobody but this host can reach it.
+    Home(PayloadLease),
+    /// The peer may reach it.
+    Out(Exposed<Endpoint>),
+    /// Somebody is at it: marshalling, or fencing.
+    Away,
+}
+
+/// A request's state under its lock.
+pub(super) struct State {
+    pub(super) memory: Memory,
+    /// The transport header of the call, when it had chunks; else empty.
+    header: KVec<u8>,
+}
+
+/// A request, as the transport sees it.
+#[pin_data]
+pub(crate) struct Slot {
+    #[pin]
+    state: SpinLock<State>,
+}
+
+impl Slot {
+    /// Takes the memory, leaving [`Memory::Away`].
+    pub(super) fn take(&self) -> Memory {
+        core::mem::replace(&mut self.state.lock().memory, Memory::Away)
+    }
+
+    /// Puts the memory where the next one will look for it.
+    pub(super) fn put(&self, memory: Memory) {
+        let old = core::mem::replace(&mut self.state.lock().memory, memory);
+        // Not under the lock; it is `Away`.
+        drop(old);
+    }
+
+    /// The state.
+    pub(super) fn lock(&self) -> SpinLockGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// The connection is gone: brings the memory home.
+    pub(super) fn sweep(&self, proof: &Quiesced) {
+        let set = {
+            let mut state = self.state.lock();
+            match core::mem::replace(&mut state.memory, Memory::Away) {
+                Memory::Out(set) => set,
+                other => {
+                    state.memory = other;
+                    return;
+                }
+            }
+        };
+        // Destroys memory regions, so it sleeps.
+        self.put(match set.reclaim(proof) {
+            Ok(lease) => Memory::Home(lease),
+            Err(set) => Memory::Out(set),
+        });
+    }
+}
+
+impl State {
+    /// Remembers the chunks of the call.
+    pub(super) fn set_header(&mut self, header: &[u8]) {
+        self.header.clear();
+        for byte in header {
+            // There is room for every header that the marshaller writes.
+            if self.header.push_within_capacity(*byte).is_err() {
+                self.header.clear();
+                return;
+            }
+        }
+    }
+
+    /// Forgets the chunks of the call: it has none.
+    pub(super) fn clear_header(&mut self) {
+        self.header.clear();
+    }
+
+    /// The chunks of the call, `None` if it had none.
+    pub(super) fn header(&self) -> Option<&[u8]> {
+        Some(self.header.as_slice()).filter(|header| !header.is_empty())
+    }
+}
+
+impl SlotState for Slot {
+    fn new(lease: PayloadLease) -> impl PinInit<Self, Error> {
+        let header = wire::header_bytes(super::MAX_SEGMENTS, super::MAX_SEGMENTS.wrapping_add(1))
+            .ok_or(EINVAL)
+            // CAST: Less than a page.
+            .and_then(|bytes| Ok(KVec::with_capacity(bytes as usize, GFP_KERNEL)?));
+        try_pin_init!(Self {
+            state <- new_spinlock!(State {
+                memory: Memory::Home(lease),
+                header: header?,
+            }),
+        }? Error)
+    }
+
+    fn reclaim(&self) -> PayloadLease {
+        loop {
+            match self.take() {
+                Memory::Home(lease) => return lease,
+                Memory::Out(set) => return set.invalidate_sync(),
+                // The sweep at disconnect is at it. Nobody else can be: the request is not pinned
+                // and not being sent.
+                Memory::Away => fsleep(Delta::from_millis(1)),
+            }
+        }
+    }
+
+    fn restore(&self, lease: PayloadLease) {
+        self.put(Memory::Home(lease));
+    }
+}
