@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Files of awkward sizes: written, compared on the server, read back."""
+
+import os
+import sys
+
+from lib import *
+
+SIZES = (0, 1, 3, 4095, 4096, 4097, 65535, 65536, 65537, 1 << 20, (1 << 20) + 1, 64 << 20)
+random_bytes(max(SIZES))
+CONTENT = {size: random_bytes(size, seed=n) for n, size in enumerate(SIZES)}
+SUMS = {str(size): sha(data) for size, data in CONTENT.items()}
+
+for vers in sys.argv[1:] or VERSIONS:
+    for direct in (False, True):
+        kind = f"v{vers} {'O_DIRECT' if direct else 'buffered'}"
+        with server_folder("data") as folder:
+            problems = {}
+            with check(f"{kind}: mount, write, unmount", 300), mounted(vers) as at:
+                for size in SIZES:
+                    try:
+                        write_file(f"{at}/data/{size}", CONTENT[size], direct)
+                    except OSError as error:
+                        problems[size] = f"write: {error}"
+            sums = {}
+            with check(f"{kind}: checksums made on the server", 300):
+                sums = server_sums(folder)
+            back = {}
+            with check(f"{kind}: mount, read, unmount", 300), mounted(vers) as at:
+                for size in SIZES:
+                    try:
+                        back[size] = read_file(f"{at}/data/{size}", direct) == CONTENT[size]
+                    except OSError as error:
+                        problems.setdefault(size, f"read: {error}")
+            for size in SIZES:
+                with check(f"{kind}: {size} bytes"):
+                    expect(size not in problems, problems.get(size))
+                    equal(sums.get(str(size)), SUMS[str(size)], "sha256 on the server")
+                    expect(back.get(size), "what was read back differs")
+done()

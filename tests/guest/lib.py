@@ -1,0 +1,310 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the guest tests share: checks in TAP form, mounts, the server, the transport's statistics.
+
+A test file ends with done(), which gives the exit status of kselftest: 0 passed, 1 failed, 4 skipped.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import mmap
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+SERVER, SERVER6 = os.environ["SERVER"], os.environ["SERVER6"]
+NODES = int(os.environ["NODES"])
+MODULE = os.environ["MODULE"]
+RDMA = os.environ["RDMA"]
+NETDEV = os.environ["NETDEV"]
+PORT = 20049
+EXPORT = "/export/tmp"
+VERSIONS = ("3", "4.0", "4.1", "4.2")
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+class Skip(Exception):
+    """This check cannot be made here; the reason is shown."""
+
+
+class Failed(Exception):
+    """What was expected and what came instead."""
+
+
+class results:
+    count = failed = skipped = 0
+
+
+def say(text):
+    for line in str(text).splitlines():
+        print("# " + line)
+    sys.stdout.flush()
+
+
+def kernel_log(text):
+    """Mark the place in the kernel log, where console trouble would show."""
+    with open("/dev/kmsg", "w") as f:
+        f.write(f"test: {text}\n")
+
+
+def verdict(name, ok, directive=""):
+    results.count += 1
+    results.failed += not ok
+    print(f"{'ok' if ok else 'not ok'} {results.count} - {name}{directive}", flush=True)
+
+
+@contextlib.contextmanager
+def check(name, limit=120):
+    """One named check: passed if the body ends without an exception, within `limit` seconds."""
+    def hung():
+        # The main thread may sit in a sleep that only death ends.
+        say(f"{name}: no end after {limit} s; where tasks wait is in the kernel log")
+        verdict(name, False)
+        with open("/proc/sysrq-trigger", "w") as f:
+            f.write("w")
+        print("Bail out! a check hangs", flush=True)
+        os._exit(1)
+
+    kernel_log(name)
+    timer = threading.Timer(limit, hung)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except Skip as skip:
+        results.skipped += 1
+        verdict(name, True, f" # SKIP {skip}")
+    except Exception as error:
+        if isinstance(error, (Failed, OSError, subprocess.SubprocessError)):
+            say(f"{type(error).__name__}: {error}")
+        else:
+            say(traceback.format_exc())
+        verdict(name, False)
+    else:
+        verdict(name, True)
+    finally:
+        timer.cancel()
+
+
+def expect(condition, text):
+    if not condition:
+        raise Failed(text)
+
+
+def equal(got, wanted, what):
+    expect(got == wanted, f"{what}: {got!r} instead of {wanted!r}")
+
+
+def done():
+    with check("nothing is left mounted"):
+        left = nfs_mounts()
+        for path in left:
+            subprocess.run(["umount", "-f", "-l", path])
+        expect(not left, f"still mounted: {' '.join(left)}")
+    print(f"1..{results.count}", flush=True)
+    if results.failed:
+        sys.exit(1)
+    sys.exit(4 if results.skipped == results.count - 1 else 0)
+
+
+# --- commands and files -------------------------------------------------------------------------
+
+
+def run(*argv, timeout=60, ok=True):
+    """Run a command, return its output; with ok=False return (status, output)."""
+    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
+                       stdin=subprocess.DEVNULL, text=True, errors="replace")
+    if not ok:
+        return p.returncode, p.stdout
+    if p.returncode:
+        raise Failed(f"{' '.join(argv)}: status {p.returncode}: {p.stdout.strip()}")
+    return p.stdout
+
+
+def on_server(command, timeout=120):
+    return run("on-server", command, timeout=timeout)
+
+
+def read(path):
+    with open(path) as f:
+        return f.read()
+
+
+def write(path, text):
+    with open(path, "w") as f:
+        f.write(text)
+
+
+def wait_for(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise Failed(f"after {seconds} s still not: {what}")
+        time.sleep(0.1)
+
+
+def buffer(data):
+    """The bytes at a page boundary, as direct I/O wants them."""
+    m = mmap.mmap(-1, max(len(data), 1))
+    m[:len(data)] = data
+    return memoryview(m)[:len(data)]
+
+
+def write_file(path, data, direct=False, block=1 << 20):
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | (os.O_DIRECT if direct else 0)
+    view = buffer(data) if direct else memoryview(data)
+    fd = os.open(path, flags, 0o644)
+    try:
+        done = 0
+        while done < len(view):
+            done += os.write(fd, view[done:done + block])
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_file(path, direct=False, block=1 << 20):
+    fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
+    try:
+        if not direct:
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        parts, at = [], 0
+        room = memoryview(mmap.mmap(-1, block))
+        while True:
+            got = os.preadv(fd, [room], at)
+            if not got:
+                return b"".join(parts)
+            parts.append(bytes(room[:got]))
+            at += got
+    finally:
+        os.close(fd)
+
+
+def sha(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def server_sums(folder):
+    """sha256 of every file of a directory, as the server sees it: {name: sum}."""
+    lines = on_server(f"cd {folder} && sha256sum -- *", timeout=300).splitlines()
+    return {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+
+
+_random = b""
+
+
+def random_bytes(size, seed=0):
+    """Bytes without a pattern: `size` of them, different for each small `seed`."""
+    global _random
+    if len(_random) < size + 4096 * 8:
+        _random = os.urandom(size + 4096 * 8)
+    start = seed * 37 % 4096
+    return _random[start:start + size]
+
+
+# --- mounts -------------------------------------------------------------------------------------
+
+
+def nfs_mounts():
+    return [line.split()[1] for line in read("/proc/mounts").splitlines()
+            if line.split()[2] in ("nfs", "nfs4")]
+
+
+def options(vers, extra=""):
+    text = f"vers={vers},proto=rdma,port={PORT}"
+    if vers == "3":
+        text += ",nolock,mountproto=tcp"
+    return text + ("," + extra if extra else "")
+
+
+def mount(vers, extra="", at="/mnt/a", server=SERVER, export=EXPORT, opts=None, timeout=90):
+    os.makedirs(at, exist_ok=True)
+    host = f"[{server}]" if ":" in server else server
+    run("mount", "-t", "nfs", "-o", opts or options(vers, extra), f"{host}:{export}", at,
+        timeout=timeout)
+    return at
+
+
+def umount(at="/mnt/a", timeout=60):
+    run("umount", at, timeout=timeout)
+
+
+@contextlib.contextmanager
+def mounted(vers, extra="", at="/mnt/a", **more):
+    """`with mounted("4.2") as path`: mounted within the body, unmounted in any case."""
+    mount(vers, extra, at, **more)
+    try:
+        yield at
+    except BaseException:
+        subprocess.run(["umount", "-f", "-l", at])
+        raise
+    umount(at)
+
+
+@contextlib.contextmanager
+def server_folder(name):
+    """A fresh directory of the export, removed at the end."""
+    path = f"{EXPORT}/{name}"
+    on_server(f"rm -rf {path}; mkdir -m 777 {path}")
+    try:
+        yield path
+    finally:
+        on_server(f"rm -rf {path}")
+
+
+# --- what the transport shows -------------------------------------------------------------------
+
+XPRT_FIELDS = (
+    "port bind_count connect_count connect_time idle_time sends recvs bad_xids req_u bklog_u "
+    "read_chunk_count write_chunk_count reply_chunk_count total_rdma_request total_rdma_reply "
+    "pullup_copy_count fixup_copy_count hardway_register_count failed_marshal_count "
+    "bad_reply_count nomsg_call_count mrs_recycled mrs_orphaned mrs_allocated local_inv_needed "
+    "empty_sendctx_q zero").split()
+
+
+def xprt_lines(at="/mnt/a"):
+    """The `xprt:` lines of one mount in mountstats."""
+    part = re.split(r"(?m)^device ", read("/proc/self/mountstats"))
+    mine = [p for p in part if f" mounted on {at} " in p.splitlines()[0]] if part else []
+    expect(mine, f"mountstats has nothing on {at}")
+    return re.findall(r"(?m)^\txprt:.*$", mine[-1])
+
+
+def xprt_stats(at="/mnt/a"):
+    """The statistics of the mount's transports, added up."""
+    total = dict.fromkeys(XPRT_FIELDS, 0)
+    for line in xprt_lines(at):
+        words = line.split()
+        equal(words[:2], ["xprt:", "rdma"], "beginning of the xprt line")
+        equal(len(words) - 2, len(XPRT_FIELDS), "numbers in the xprt line")
+        for name, value in zip(XPRT_FIELDS, words[2:]):
+            total[name] += int(value)
+    return total
+
+
+def use_count():
+    """How often the module is in use, None if it is not loaded."""
+    try:
+        return int(read(f"/sys/module/{MODULE}/refcnt"))
+    except FileNotFoundError:
+        return None
+
+
+def rdma_objects(kind):
+    """RDMA objects of this kind on this machine that are not the CM's own: list of lines."""
+    return run("rdma", "resource", "show", kind).splitlines()
+
+
+def link(state, node="server"):
+    """Pull out or plug in the RDMA network's cable of a node."""
+    if NODES == 2:
+        run("on-host", f"link {node} {state}")
+    else:
+        run("ip", "link", "set", NETDEV, state)
