@@ -648,3 +648,20 @@ size_t rpcrdma_rust_helper_svc_addr_len(const struct sockaddr *sa)
 {
 	return svc_addr_len(sa);
 }
+
+/* Work items, and memory that RCU readers may look at */
+
+void rpcrdma_rust_helper_init_work(struct work_struct *work, work_func_t func)
+{
+	INIT_WORK(work, func);
+}
+
+void rpcrdma_rust_helper_init_delayed_work(struct delayed_work *work, work_func_t func)
+{
+	INIT_DELAYED_WORK(work, func);
+}
+
+void rpcrdma_rust_helper_kfree_rcu_mightsleep(const void *ptr)
+{
+	kfree_rcu_mightsleep(ptr);
+}

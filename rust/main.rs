@@ -9,6 +9,8 @@ use kernel::prelude::*;
 pub(crate) mod bindings;
 #[allow(dead_code)]
 mod rt;
+#[allow(dead_code, unused_imports)]
+mod sunrpc;
 
 module! {
     type: RpcRdma,

@@ -4,9 +4,12 @@
 //!
 //! Nothing here knows about RDMA or RPC.
 
+pub(crate) mod completion;
 pub(crate) mod err;
 pub(crate) mod kbuf;
 pub(crate) mod module_ref;
+pub(crate) mod net;
 pub(crate) mod pages;
 pub(crate) mod queue;
+pub(crate) mod stack;
 pub(crate) mod sysctl;

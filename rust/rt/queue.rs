@@ -75,8 +75,7 @@ impl Drop for OwnedQueue {
     }
 }
 
-static MODULE_QUEUE: Atomic<*mut bindings::workqueue_struct> =
-    Atomic::new(core::ptr::null_mut());
+static MODULE_QUEUE: Atomic<*mut bindings::workqueue_struct> = Atomic::new(core::ptr::null_mut());
 
 /// Keeps the module's queue: see [`module_queue`].
 pub(crate) struct ModuleQueue {

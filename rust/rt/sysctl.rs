@@ -96,11 +96,13 @@ unsafe impl Sync for Registration {}
 
 impl Registration {
     /// Shows `table` in `/proc/sys/<path>`. May sleep.
-    pub(crate) fn new<const N: usize>(path: &'static CStr, table: &'static Table<N>) -> Result<Self> {
+    pub(crate) fn new<const N: usize>(
+        path: &'static CStr,
+        table: &'static Table<N>,
+    ) -> Result<Self> {
         // SAFETY: The table is static and has `N` entries; `Table` permits C to change them.
-        let header = unsafe {
-            bindings::register_sysctl_sz(path.as_char_ptr(), table.0.as_ptr().cast(), N)
-        };
+        let header =
+            unsafe { bindings::register_sysctl_sz(path.as_char_ptr(), table.0.as_ptr().cast(), N) };
         // INVARIANT: As registered just now.
         NonNull::new(header)
             .map(|header| Self { header })

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Network namespaces and socket addresses.
+//!
+//! C header: [include/linux/socket.h](srctree/include/linux/socket.h)
+
+use crate::bindings;
+use core::marker::PhantomData;
+
+/// A network namespace that someone else keeps for `'a`.
+///
+/// # Invariants
+///
+/// The pointer is a network namespace that lives for `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Net<'a> {
+    raw: *mut bindings::net,
+    _keeper: PhantomData<&'a ()>,
+}
+
+impl Net<'_> {
+    /// Borrows a namespace.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a network namespace, which lives for the lifetime of the result.
+    pub(crate) unsafe fn from_raw(raw: *mut bindings::net) -> Self {
+        // INVARIANT: As promised by the caller.
+        Self {
+            raw,
+            _keeper: PhantomData,
+        }
+    }
+
+    /// The namespace as C knows it.
+    pub(crate) fn as_raw(&self) -> *mut bindings::net {
+        self.raw
+    }
+}
+
+/// A copy of a socket address.
+///
+/// # Invariants
+///
+/// `len` is at most the size of `storage`. All of `storage` is initialised.
+#[derive(Clone, Copy)]
+pub(crate) struct SockAddr {
+    storage: bindings::__kernel_sockaddr_storage,
+    len: usize,
+}
+
+impl SockAddr {
+    /// What fits.
+    pub(crate) const MAX_LEN: usize = size_of::<bindings::__kernel_sockaddr_storage>();
+
+    /// Copies an address of `len` bytes. `None` when it is longer than addresses can be.
+    ///
+    /// # Safety
+    ///
+    /// `raw` points to `len` readable bytes.
+    pub(crate) unsafe fn copy_from(raw: *const bindings::sockaddr, len: usize) -> Option<Self> {
+        if len > Self::MAX_LEN {
+            return None;
+        }
+        let mut storage: bindings::__kernel_sockaddr_storage = pin_init::zeroed();
+        // SAFETY: By the contract of this function for the source; the destination is large
+        // enough, as was just checked.
+        unsafe {
+            core::ptr::copy_nonoverlapping(raw.cast::<u8>(), (&raw mut storage).cast::<u8>(), len)
+        };
+        // INVARIANT: Checked above.
+        Some(Self { storage, len })
+    }
+
+    /// An address of no family and no length.
+    pub(crate) fn none() -> Self {
+        // INVARIANT: Zeroes everywhere.
+        Self {
+            storage: pin_init::zeroed(),
+            len: 0,
+        }
+    }
+
+    /// The address for C, which only reads it.
+    pub(crate) fn as_ptr(&self) -> *const bindings::sockaddr {
+        (&raw const self.storage).cast()
+    }
+
+    /// The size in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The address family.
+    pub(crate) fn family(&self) -> u32 {
+        // SAFETY: Every address starts with its family; the storage is initialised and aligned.
+        u32::from(unsafe { *(&raw const self.storage).cast::<u16>() })
+    }
+
+    /// Whether this is a complete IPv4 or IPv6 address.
+    pub(crate) fn is_inet(&self) -> bool {
+        match self.family() {
+            bindings::AF_INET => self.len >= size_of::<bindings::sockaddr_in>(),
+            bindings::AF_INET6 => self.len >= size_of::<bindings::sockaddr_in6>(),
+            _ => false,
+        }
+    }
+
+    /// The port, 0 if there is none or the family is unknown.
+    pub(crate) fn port(&self) -> u16 {
+        // SAFETY: The storage is initialised and as large as any address.
+        unsafe { bindings::rpc_get_port(self.as_ptr()) }
+    }
+}

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transports for the kernel's RPC client: what sunrpc's C interface asks of them, as safe code.
+//!
+//! A transport implements [`ClientTransport`] and is made known by a [`ClassRegistration`]. sunrpc
+//! then makes [`Xprt`]s, and for each RPC takes a slot, whose private part the transport provides
+//! ([`SlotState`]).
+//!
+//! | sunrpc's rule | here |
+//! | --- | --- |
+//! | `XPRT_LOCKED` serialises sending, connecting and closing | [`SendLock`], needed by all three, and the only way to `ClientTransport::Locked` |
+//! | a reply may be looked at while its request is pinned | [`PinnedRqst`], from [`Core::lookup`]; one at a time for a request |
+//! | an RPC completes once, and no sooner than its memory is private | [`PinnedRqst::complete`] consumes the pin and needs the [`PayloadLease`] |
+//! | `buf_free` returns when the request's memory is private | [`SlotState::reclaim`] has to come up with the lease |
+//! | a transport is freed when nobody uses it | [`XprtHandle`] for those that sunrpc does not know |
+//!
+//! C headers: [include/linux/sunrpc/xprt.h](srctree/include/linux/sunrpc/xprt.h),
+//! [include/linux/sunrpc/sched.h](srctree/include/linux/sunrpc/sched.h)
+
+mod addr;
+mod bc;
+mod class;
+mod ops;
+mod rqst;
+mod slot;
+mod stats;
+mod xdr;
+mod xprt;
+
+use kernel::prelude::*;
+
+pub(crate) use self::{
+    bc::BcOverflow,
+    class::{
+        ClassRegistration,
+        CreateArgs, //
+    },
+    rqst::{
+        BcReply,
+        Filled,
+        PinnedRqst,
+        SendRqst, //
+    },
+    slot::PayloadLease,
+    stats::ClientStats,
+    xdr::{
+        Part,
+        Regions,
+        XdrView, //
+    },
+    xprt::{
+        Core,
+        SendLock,
+        Xprt,
+        XprtHandle, //
+    },
+};
+pub(crate) use crate::rt::net::{
+    Net,
+    SockAddr, //
+};
+
+/// The transport's part of a slot.
+pub(crate) trait SlotState: Sized + Send + Sync + 'static {
+    /// Makes it, with the lease that it keeps. May sleep.
+    fn new(lease: PayloadLease) -> impl PinInit<Self, Error>;
+
+    /// Gets the lease back, ending remote access to the request's memory first if there is any.
+    ///
+    /// Called without locks, when the RPC is about to start or is over, never while a Send of the
+    /// same slot is being prepared. May sleep.
+    fn reclaim(&self) -> PayloadLease;
+
+    /// Takes the lease that [`Self::reclaim`] gave.
+    fn restore(&self, lease: PayloadLease);
+}
+
+/// Why a message was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SendError {
+    /// The connection is lost, or has to be given up. It is closed, and the RPC sent again on a new
+    /// one (rows C59, C63).
+    NotConnected,
+    /// To be tried again as soon as possible: after [`Core::wait_for_buffer_space`], that is when
+    /// [`Core::write_space`] is called (row C57).
+    Again,
+    /// To be tried again after a quarter of a second (row C58).
+    NoBufs,
+    /// The header does not fit; the RPC fails (row C58).
+    MsgSize,
+    /// The RPC fails (row C58).
+    Io,
+    /// There is no credit for it (row C56).
+    BadSlot,
+}
+
+/// A kind of transport.
+pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
+    /// The transport's part of a slot.
+    type Slot: SlotState;
+
+    /// State that belongs to the holder of the transport's lock.
+    type Locked: Default + Send;
+
+    /// Row B2: how many callbacks are offered to a server; there is room for twice as many.
+    const BC_SLOTS: u32;
+
+    /// Row C19: the largest payload of one RPC, in bytes.
+    const MAX_PAYLOAD: usize;
+
+    /// How many RPCs there can be at a time (row C1). Called before [`Self::setup`].
+    fn slots(args: &CreateArgs<'_>) -> u32;
+
+    /// Makes the state of a transport. It connects later. May sleep.
+    fn setup(args: &CreateArgs<'_>) -> impl PinInit<Self, Error>;
+
+    /// Connects, and waits for the outcome. Runs in the module's work queue.
+    ///
+    /// After an error [`Self::disconnect`] is called, and the error is passed to the RPCs that wait
+    /// (rows C105, C109).
+    fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result;
+
+    /// Tears the connection down if there is one. After it has returned no handler of the
+    /// connection runs. May sleep, in the context of memory reclaim too.
+    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>);
+
+    /// Sends a call. The transport was connected a moment ago, and the call has a credit.
+    ///
+    /// A reply may arrive before this function returns. May sleep.
+    fn send(
+        xprt: &Xprt<Self>,
+        lock: &mut SendLock<'_, Self>,
+        rqst: &mut SendRqst<'_, Self>,
+    ) -> Result<(), SendError>;
+
+    /// Sends the reply to a callback. Otherwise as [`Self::send`].
+    fn send_bc_reply(
+        xprt: &Xprt<Self>,
+        lock: &mut SendLock<'_, Self>,
+        rqst: &mut BcReply<'_, Self>,
+    ) -> Result<(), SendError>;
+
+    /// Breaks the connection, if there is one, as if the network had (row C118).
+    fn inject_disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>);
+
+    /// Row B2: how long a callback can be, in bytes. Must not sleep; there may be no connection.
+    fn bc_max_payload(xprt: &Xprt<Self>) -> usize;
+
+    /// A session wants callbacks: Receives for them are to be posted from now on. May sleep.
+    fn bc_ready(&self);
+
+    /// The transport's numbers of the statistics line. May run at any time.
+    fn stats(&self) -> ClientStats;
+}

@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The class of transports that mounts ask for by name, and the making and unmaking of transports.
+
+use super::{
+    addr,
+    ops::{
+        self,
+        Vtable, //
+    },
+    xprt::{
+        Own,
+        SendLock,
+        Xprt, //
+    },
+    ClientTransport, //
+};
+use crate::{
+    bindings,
+    rt::{
+        module_ref::ModuleRef,
+        net::{
+            Net,
+            SockAddr, //
+        },
+    },
+};
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData, //
+};
+use kernel::{
+    error::to_result,
+    prelude::*,
+    str::as_char_ptr_in_const_context,
+    sync::atomic::{
+        AtomicFlag,
+        Full, //
+    },
+    types::ScopeGuard, //
+};
+
+/// Row C8, in jiffies.
+const BIND_TIMEOUT: usize = 60 * bindings::HZ;
+
+/// Row C10, in jiffies.
+const IDLE_TIMEOUT: usize = 300 * bindings::HZ;
+
+/// Rows C11, C12.
+static TIMEOUT: bindings::rpc_timeout = bindings::rpc_timeout {
+    to_initval: 60 * bindings::HZ,
+    to_maxval: 60 * bindings::HZ,
+    ..pin_init::zeroed()
+};
+
+/// What a new transport is to be like.
+pub(crate) struct CreateArgs<'a> {
+    net: Net<'a>,
+    addr: SockAddr,
+}
+
+impl CreateArgs<'_> {
+    /// The network namespace of the mount.
+    pub(crate) fn net(&self) -> Net<'_> {
+        self.net
+    }
+
+    /// The server's address.
+    pub(crate) fn addr(&self) -> SockAddr {
+        self.addr
+    }
+}
+
+/// sunrpc's description of the class, with the names that mounts use. The list ends with an empty
+/// string (row M9).
+#[repr(C)]
+struct Class {
+    base: UnsafeCell<bindings::xprt_class>,
+    netid: [*const c_char; 3],
+}
+
+const _: () = assert!(
+    core::mem::offset_of!(bindings::xprt_class, netid) == core::mem::offset_of!(Class, netid)
+);
+
+// SAFETY: Whoever has set `REGISTERED` writes the class, and only while sunrpc does not know it.
+unsafe impl Sync for Class {}
+
+/// The class is static, since transports refer to it as long as they live.
+static CLASS: Class = Class {
+    base: UnsafeCell::new(pin_init::zeroed()),
+    netid: [
+        as_char_ptr_in_const_context(c"rdma"),
+        as_char_ptr_in_const_context(c"rdma6"),
+        as_char_ptr_in_const_context(c""),
+    ],
+};
+
+/// Whether the class has an owner: a [`ClassRegistration`].
+static REGISTERED: AtomicFlag = AtomicFlag::new(false);
+
+/// The class `rdma`, made known to sunrpc (rows M9, M12). It is unknown again when this is dropped;
+/// transports that exist stay, and keep the module loaded.
+///
+/// # Invariants
+///
+/// `REGISTERED` is set for this value.
+pub(crate) struct ClassRegistration<T: ClientTransport> {
+    _transport: PhantomData<fn() -> T>,
+}
+
+impl<T: ClientTransport> ClassRegistration<T> {
+    /// Registers the class. `-EEXIST` if another implementation is loaded. May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        if REGISTERED.xchg(true, Full) {
+            return Err(EEXIST);
+        }
+        let class = CLASS.base.get();
+        // SAFETY: The flag is set for this function, and sunrpc does not know the class.
+        unsafe {
+            bindings::INIT_LIST_HEAD(&raw mut (*class).list);
+            // CAST: A small number.
+            (*class).ident = bindings::xprt_transports_XPRT_TRANSPORT_RDMA as c_int;
+            (*class).setup = Some(setup::<T>);
+            (*class).owner = crate::THIS_MODULE.as_ptr();
+            for (to, from) in (*class).name.iter_mut().zip(b"rdma\0") {
+                *to = *from;
+            }
+        }
+        // SAFETY: The class is complete and static.
+        if let Err(error) = to_result(unsafe { bindings::xprt_register_transport(class) }) {
+            REGISTERED.store(false, kernel::sync::atomic::Release);
+            return Err(error);
+        }
+        // INVARIANT: Set above.
+        Ok(Self {
+            _transport: PhantomData,
+        })
+    }
+}
+
+impl<T: ClientTransport> Drop for ClassRegistration<T> {
+    fn drop(&mut self) {
+        // SAFETY: The class is registered, by the type invariant.
+        unsafe { bindings::xprt_unregister_transport(CLASS.base.get()) };
+        REGISTERED.store(false, kernel::sync::atomic::Release);
+    }
+}
+
+/// Makes a transport (rows C18 to C22).
+unsafe extern "C" fn setup<T: ClientTransport>(
+    args: *mut bindings::xprt_create,
+) -> *mut bindings::rpc_xprt {
+    // SAFETY: sunrpc passes the arguments of the mount.
+    match unsafe { create::<T>(&*args) } {
+        Ok(raw) => raw,
+        Err(error) => error.to_ptr(),
+    }
+}
+
+/// # Safety
+///
+/// The pointers in `args` are valid.
+unsafe fn create<T: ClientTransport>(
+    args: &bindings::xprt_create,
+) -> Result<*mut bindings::rpc_xprt> {
+    // SAFETY: By the contract of this function the address has that length.
+    let addr = unsafe { SockAddr::copy_from(args.dstaddr, args.addrlen) }.ok_or(EBADF)?;
+    let module = ModuleRef::try_get().ok_or(EIO)?;
+    let wanted = CreateArgs {
+        // SAFETY: The mount holds a reference to its namespace.
+        net: unsafe { Net::from_raw(args.net) },
+        addr,
+    };
+    let slots = T::slots(&wanted).max(1);
+
+    // SAFETY: The namespace is valid. The memory is aligned as its size is, at least, and so well
+    // enough for the type.
+    let raw = unsafe { bindings::xprt_alloc(args.net, size_of::<Xprt<T>>(), 0, slots) };
+    if raw.is_null() {
+        return Err(ENOMEM);
+    }
+    let base = ScopeGuard::new_with_data(raw, |raw| {
+        // SAFETY: Nobody else knows the transport.
+        unsafe {
+            addr::free(raw);
+            bindings::xprt_free(raw);
+        }
+    });
+    // SAFETY: Nobody else knows the transport, which is large enough for its address.
+    unsafe {
+        (*raw).timeout = &raw const TIMEOUT;
+        (*raw).connect_timeout = TIMEOUT.to_initval;
+        (*raw).max_reconnect_timeout = TIMEOUT.to_maxval;
+        (*raw).bind_timeout = BIND_TIMEOUT;
+        (*raw).reestablish_timeout = ops::INIT_REESTABLISH;
+        (*raw).idle_timeout = IDLE_TIMEOUT;
+        (*raw).ops = const { &Vtable::<T>::OPS };
+        // Side protocols, such as rpcbind and MOUNT, go by TCP.
+        (*raw).prot = bindings::xprt_transports_XPRT_TRANSPORT_TCP as c_int;
+        (*raw).xprt_class = CLASS.base.get();
+        (*raw).max_payload = T::MAX_PAYLOAD;
+        (*raw).addrlen = addr.len();
+        core::ptr::copy_nonoverlapping(
+            addr.as_ptr().cast::<u8>(),
+            (&raw mut (*raw).addr).cast::<u8>(),
+            addr.len(),
+        );
+        if addr.port() != 0 {
+            bindings::xprt_set_bound(raw);
+        }
+        addr::format(raw, &addr)?;
+    }
+
+    let xprt: *mut Xprt<T> = raw.cast();
+    // SAFETY: The memory is for a transport of this type, does not move, and is not initialised.
+    let own = unsafe {
+        let own = &raw mut (*xprt).core.own;
+        Own::<T>::new(slots).__pinned_init(own)?;
+        ScopeGuard::new_with_data(own, |own| core::ptr::drop_in_place(own))
+    };
+    // SAFETY: As above.
+    let locked = unsafe {
+        let locked = &raw mut (*xprt).locked;
+        locked.write(UnsafeCell::default());
+        ScopeGuard::new_with_data(locked, |locked| core::ptr::drop_in_place(locked))
+    };
+    // SAFETY: As above.
+    unsafe { T::setup(&wanted).__pinned_init(&raw mut (*xprt).inner)? };
+
+    locked.dismiss();
+    own.dismiss();
+    // The transport's own reference: `destroy` drops it (row M21).
+    module.into_raw();
+    Ok(base.dismiss())
+}
+
+/// Row C116: nobody uses the transport any more. Runs on the system's work queue, with
+/// `XPRT_LOCKED` held.
+pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
+    let xprt: *mut Xprt<T> = raw.cast();
+    {
+        // SAFETY: The transport is complete, of this type, and stays for this block.
+        let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+        // An attempt to connect holds the lock bit, and so is over, but its function may not have
+        // returned yet.
+        // SAFETY: The work items were initialised with the transport.
+        unsafe { bindings::cancel_delayed_work_sync(xprt.own.connect_work.get()) };
+        // SAFETY: `XPRT_LOCKED` is held for good.
+        T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+        // SAFETY: As above. No callback comes in any more, and the last reference is gone: nobody
+        // queues the item again.
+        unsafe { bindings::cancel_work_sync(xprt.own.put_work.get()) };
+    }
+    // SAFETY: These are initialised, and used by nobody else: users of the transport are gone, and
+    // handles do not give access to them.
+    unsafe {
+        core::ptr::drop_in_place(&raw mut (*xprt).locked);
+        core::ptr::drop_in_place(&raw mut (*xprt).inner);
+    }
+    {
+        // SAFETY: `own` is still initialised.
+        let own = unsafe { &(*xprt).core.own };
+        if !own.handles.dec_and_test() {
+            own.no_handles.wait_for_completion();
+        }
+    }
+    // SAFETY: With the last handle the last user of `own` is gone; the rest is freed after a grace
+    // period. The module reference is that of `create`.
+    unsafe {
+        core::ptr::drop_in_place(&raw mut (*xprt).core.own);
+        addr::free(raw);
+        bindings::xprt_free(raw);
+        drop(ModuleRef::from_raw());
+    }
+}

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions that sunrpc calls, and the table of them (row C25).
+
+use super::{
+    addr,
+    bc,
+    rqst::{
+        BcReply,
+        SendRqst, //
+    },
+    stats,
+    xprt::{
+        life,
+        Core,
+        SendLock,
+        Xprt, //
+    },
+    ClientTransport,
+    SendError,
+    SlotState, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        queue, //
+    },
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    pr_warn_once,
+    prelude::*,
+    sync::atomic::Relaxed, //
+};
+
+/// Row C9: the first delay between two attempts to connect, in jiffies.
+pub(super) const INIT_REESTABLISH: usize = 5 * bindings::HZ;
+
+/// The table for transports of type `T`.
+pub(super) struct Vtable<T>(PhantomData<T>);
+
+impl<T: ClientTransport> Vtable<T> {
+    /// Exactly the functions of row C25.
+    pub(super) const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
+        reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
+        release_xprt: Some(bindings::xprt_release_xprt_cong),
+        release_request: Some(bindings::xprt_release_rqst_cong),
+        wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
+        rpcbind: Some(bindings::rpcb_getport_async),
+        alloc_slot: Some(alloc_slot::<T>),
+        free_slot: Some(free_slot::<T>),
+        buf_alloc: Some(buf_alloc::<T>),
+        buf_free: Some(buf_free::<T>),
+        send_request: Some(send_request::<T>),
+        connect: Some(connect::<T>),
+        close: Some(close::<T>),
+        destroy: Some(super::class::destroy::<T>),
+        set_port: Some(addr::set_port::<T>),
+        timer: Some(timer::<T>),
+        set_connect_timeout: Some(set_connect_timeout::<T>),
+        print_stats: Some(stats::print::<T>),
+        enable_swap: Some(enable_swap),
+        disable_swap: Some(disable_swap),
+        inject_disconnect: Some(inject_disconnect::<T>),
+        bc_setup: Some(bc::bc_setup::<T>),
+        bc_maxpayload: Some(bc::bc_maxpayload::<T>),
+        bc_num_slots: Some(bc::bc_num_slots::<T>),
+        bc_free_rqst: Some(bc::bc_free_rqst::<T>),
+        bc_destroy: Some(bc::bc_destroy),
+        ..pin_init::zeroed()
+    };
+}
+
+unsafe extern "C" fn alloc_slot<T: ClientTransport>(
+    raw: *mut bindings::rpc_xprt,
+    task: *mut bindings::rpc_task,
+) {
+    let Some(task) = NonNull::new(task) else {
+        return;
+    };
+    // SAFETY: sunrpc calls this with a transport of this type, which the task has a reference to.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    // SAFETY: These are the arguments of `alloc_slot`.
+    unsafe { xprt.own.pool.allocate(raw, task) };
+}
+
+unsafe extern "C" fn free_slot<T: ClientTransport>(
+    raw: *mut bindings::rpc_xprt,
+    rqst: *mut bindings::rpc_rqst,
+) {
+    // SAFETY: sunrpc calls this with a transport of this type, which the task has a reference to.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    // SAFETY: These are the arguments of `free_slot`.
+    unsafe { xprt.own.pool.release(raw, rqst) };
+}
+
+/// The request of a task and its transport.
+///
+/// # Safety
+///
+/// `task` has a slot of a transport of type `T`, and keeps both for `'a`.
+unsafe fn of_task<'a, T: ClientTransport>(
+    task: *mut bindings::rpc_task,
+) -> (*mut bindings::rpc_rqst, &'a Xprt<T>) {
+    // SAFETY: By the contract of this function.
+    unsafe {
+        let rqst = (*task).tk_rqstp;
+        (rqst, Xprt::<T>::from_raw((*rqst).rq_xprt))
+    }
+}
+
+/// Row C32.
+unsafe extern "C" fn buf_alloc<T: ClientTransport>(task: *mut bindings::rpc_task) -> c_int {
+    // SAFETY: sunrpc calls this for tasks that have a slot.
+    let (rqst, xprt) = unsafe { of_task::<T>(task) };
+    let Some(slot) = xprt.own.pool.slot_of(rqst) else {
+        return EIO.to_errno();
+    };
+    let Some(mut lease) = slot.reclaim() else {
+        return EIO.to_errno();
+    };
+    // SAFETY: The task is the only user of its request here.
+    let (call, reply) = unsafe { ((*rqst).rq_callsize, (*rqst).rq_rcvsize) };
+    let (result, grown, call, reply) = lease.ensure(call, reply);
+    xprt.own.grown.fetch_add(grown, Relaxed);
+    // The buffers stay where they are: the lease owns the memory, it does not contain it.
+    slot.state.restore(lease);
+    if let Err(error) = result {
+        return error.to_errno();
+    }
+    // SAFETY: As above.
+    unsafe {
+        (*rqst).rq_buffer = call.cast();
+        (*rqst).rq_rbuffer = reply.cast();
+    }
+    0
+}
+
+/// Row C34: nobody can reach the memory of the request when this returns.
+unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task) {
+    // SAFETY: sunrpc calls this for tasks that have a slot.
+    let (rqst, xprt) = unsafe { of_task::<T>(task) };
+    let Some(slot) = xprt.own.pool.slot_of(rqst) else {
+        return;
+    };
+    if let Some(lease) = slot.reclaim() {
+        slot.state.restore(lease);
+    }
+}
+
+fn errno(error: SendError) -> Error {
+    match error {
+        SendError::NotConnected => err::enotconn(),
+        SendError::Again => EAGAIN,
+        SendError::NoBufs => err::enobufs(),
+        SendError::MsgSize => err::emsgsize(),
+        SendError::Io => EIO,
+        SendError::BadSlot => err::ebadslt(),
+    }
+}
+
+/// Rows C54 to C63, B7.
+unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_rqst) -> c_int {
+    // SAFETY: sunrpc calls this with a request of a transport of this type.
+    let xprt = unsafe { Xprt::<T>::from_raw((*rqst).rq_xprt) };
+    // SAFETY: As above; `XPRT_LOCKED` is held, and the request is pinned.
+    match unsafe { send(xprt, rqst) } {
+        Ok(()) => 0,
+        Err(SendError::NotConnected) => {
+            if xprt.is_connected() {
+                // SAFETY: `XPRT_LOCKED` is held.
+                unsafe { close_locked(xprt) };
+            }
+            err::enotconn().to_errno()
+        }
+        Err(error) => errno(error).to_errno(),
+    }
+}
+
+/// # Safety
+///
+/// sunrpc is in `send_request` for `rqst`, of a transport of this type.
+unsafe fn send<T: ClientTransport>(
+    xprt: &Xprt<T>,
+    rqst: *mut bindings::rpc_rqst,
+) -> Result<(), SendError> {
+    if !xprt.is_connected() {
+        return Err(SendError::NotConnected);
+    }
+    let Some(slot) = xprt.own.pool.slot_of(rqst) else {
+        let reply = xprt.own.bc.as_ref().and_then(|pool| pool.slot_of(rqst));
+        let reply = reply.ok_or(SendError::Io)?;
+        // SAFETY: The request is in use, and the transport is locked.
+        if !unsafe { bindings::xprt_request_get_cong(xprt.raw(), rqst) } {
+            return Err(SendError::BadSlot);
+        }
+        // SAFETY: `XPRT_LOCKED` is held.
+        let mut lock = unsafe { SendLock::new(xprt) };
+        // SAFETY: The request is pinned for this call.
+        let mut reply = unsafe { BcReply::new(reply) };
+        return T::send_bc_reply(xprt, &mut lock, &mut reply);
+    };
+
+    // SAFETY: The request is in use.
+    let (cookie, task) = unsafe { ((*rqst).rq_connect_cookie, (*rqst).rq_task) };
+    if cookie == xprt.connect_cookie().load(Relaxed) {
+        // Row C60: it was sent on this connection already. Sending it twice would make the count
+        // of credits wrong; a new connection starts a new count.
+        return Err(SendError::NotConnected);
+    }
+    // SAFETY: The request is in use, and the transport is locked.
+    if !unsafe { bindings::xprt_request_get_cong(xprt.raw(), rqst) } {
+        return Err(SendError::BadSlot);
+    }
+    {
+        // SAFETY: `XPRT_LOCKED` is held.
+        let mut lock = unsafe { SendLock::new(xprt) };
+        // SAFETY: The request is pinned for this call.
+        let mut call = unsafe { SendRqst::new(slot) };
+        T::send(xprt, &mut lock, &mut call)?;
+    }
+    // SAFETY: The request is pinned, and only its sender writes this field.
+    unsafe {
+        let sent = &raw mut (*rqst).rq_xmit_bytes_sent;
+        // CAST: 32 bits fit.
+        *sent = (*sent).wrapping_add((*rqst).rq_snd_buf.len as usize);
+    }
+    // SAFETY: The pinned request keeps its task.
+    if unsafe { bindings::rpc_reply_expected(task) } == 0 {
+        // Rows C62, X24: its credit comes back with a new connection only. The call counts as sent.
+        xprt.force_disconnect();
+    }
+    Ok(())
+}
+
+/// Notes, for the back-off, how the connection has fared that is gone now.
+fn settle<T: ClientTransport>(core: &Core<T>) {
+    match core.own.life.xchg(life::DOWN, Relaxed) {
+        life::SILENT => core.own.distrust.store(true, Relaxed),
+        life::USEFUL => {
+            core.own.distrust.store(false, Relaxed);
+            core.reestablish_timeout().store(0, Relaxed);
+        }
+        _ => {}
+    }
+}
+
+/// Row C110.
+///
+/// # Safety
+///
+/// The caller holds `XPRT_LOCKED`, and has no `SendLock` for it.
+unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>) {
+    // SAFETY: By the contract of this function.
+    T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+    settle(xprt);
+    xprt.connect_cookie().add(1, Relaxed);
+    // SAFETY: The transport is alive.
+    unsafe { bindings::xprt_disconnect_done(xprt.raw()) };
+}
+
+unsafe extern "C" fn close<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
+    unsafe { close_locked(Xprt::<T>::from_raw(raw)) };
+}
+
+fn jiffies() -> usize {
+    // SAFETY: The function only reads the clock.
+    unsafe { bindings::jiffies_now() }
+}
+
+/// Row X22: how long to wait before an attempt to connect, in jiffies. After a failure, or a
+/// connection that was of no use, attempts start at least `reestablish_timeout` apart, which doubles
+/// each time.
+fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
+    if !core.own.distrust.load(Relaxed) {
+        return 0;
+    }
+    // SAFETY: The transport is alive.
+    let max = unsafe { (&raw const (*core.raw()).max_reconnect_timeout).read_volatile() };
+    let timeout = core.reestablish_timeout();
+    let apart = timeout.load(Relaxed).max(INIT_REESTABLISH).min(max);
+    timeout.store(apart.saturating_mul(2).min(max), Relaxed);
+    let since = jiffies().wrapping_sub(core.own.last_attempt.load(Relaxed));
+    apart.saturating_sub(since)
+}
+
+/// Row C104.
+unsafe extern "C" fn connect<T: ClientTransport>(
+    raw: *mut bindings::rpc_xprt,
+    task: *mut bindings::rpc_task,
+) {
+    // SAFETY: sunrpc calls this with a transport of this type, which the task has locked.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    // SAFETY: As above. The cookie is the transport itself.
+    if !unsafe { bindings::xprt_lock_connect(raw, task, raw.cast()) } {
+        pr_warn_once!("asked to connect a transport that is not locked\n");
+        // SAFETY: The transport is alive. The task will ask again.
+        unsafe { bindings::xprt_clear_connecting(raw) };
+        return;
+    }
+    let delay = backoff(xprt);
+    // SAFETY: The work item was initialised with the transport. It is not queued: sunrpc asks
+    // again only after the worker has cleared XPRT_CONNECTING.
+    unsafe {
+        bindings::queue_delayed_work_on(
+            // CAST: A small number.
+            bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+            queue::module_queue_raw(),
+            xprt.own.connect_work.get(),
+            delay,
+        )
+    };
+}
+
+/// Row C105: connects, in the module's queue, with `XPRT_LOCKED` held in the name of the transport.
+pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
+    work: *mut bindings::work_struct,
+) {
+    // SAFETY: The work item is this field of a complete transport, which waits for this function
+    // before it goes.
+    let xprt = unsafe { &*Core::<T>::of_connect_work(work).cast::<Xprt<T>>() };
+    let raw = xprt.raw();
+    xprt.own.last_attempt.store(jiffies(), Relaxed);
+    // Traffic can come before this function sees the connection.
+    xprt.own.life.store(life::SILENT, Relaxed);
+    let result = {
+        // SAFETY: `connect` has taken the lock over for this function.
+        let mut lock = unsafe { SendLock::new(xprt) };
+        let result = T::connect(xprt, &mut lock);
+        if result.is_err() {
+            T::disconnect(xprt, &mut lock);
+        }
+        result
+    };
+    // SAFETY: The transport is alive: it is locked.
+    unsafe { bindings::xprt_clear_connecting(raw) };
+    let status = match result {
+        Ok(()) => {
+            xprt.connect_cookie().add(1, Relaxed);
+            // SAFETY: The transport is locked: nobody else writes these.
+            unsafe {
+                let stat = &raw mut (*raw).stat;
+                (*stat).connect_count = (*stat).connect_count.wrapping_add(1);
+                let took = jiffies().wrapping_sub((*stat).connect_start);
+                (*stat).connect_time = (*stat).connect_time.wrapping_add(took);
+                bindings::xprt_set_connected(raw);
+            }
+            EAGAIN
+        }
+        Err(error) => {
+            settle(xprt);
+            error
+        }
+    };
+    // Row L33: tasks are woken last. If the transport is destroyed in between, that waits for this
+    // function.
+    // SAFETY: The cookie is that of `connect`.
+    unsafe {
+        bindings::xprt_unlock_connect(raw, raw.cast());
+        bindings::xprt_wake_pending_tasks(raw, status.to_errno());
+    }
+}
+
+/// Row C114: there is no reply, and no other way to find out whether the path still works.
+unsafe extern "C" fn timer<T: ClientTransport>(
+    raw: *mut bindings::rpc_xprt,
+    _task: *mut bindings::rpc_task,
+) {
+    // SAFETY: sunrpc calls this with a transport that the task has a reference to.
+    unsafe { Xprt::<T>::from_raw(raw) }.force_disconnect();
+}
+
+/// Row C21.
+unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
+    raw: *mut bindings::rpc_xprt,
+    connect: c_ulong,
+    reconnect: c_ulong,
+) {
+    // SAFETY: sunrpc calls this with a transport of this type, and a reference to it.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    let own = xprt.own.timeout.get();
+    let guard = xprt.lock_transport();
+    // SAFETY: The transport's lock is held. Readers of the timeouts see old or new numbers.
+    unsafe {
+        if connect < (*raw).connect_timeout {
+            let mut timeout = *(*raw).timeout;
+            timeout.to_initval = connect.max(2 * INIT_REESTABLISH);
+            timeout.to_maxval = timeout.to_initval;
+            own.write(timeout);
+            (*raw).timeout = own;
+            (*raw).connect_timeout = connect;
+        }
+        if reconnect < (*raw).max_reconnect_timeout {
+            (*raw).max_reconnect_timeout = reconnect;
+        }
+    }
+    drop(guard);
+}
+
+/// Row X26: swapping over RDMA needs memory for connecting that nobody has set aside.
+unsafe extern "C" fn enable_swap(_raw: *mut bindings::rpc_xprt) -> c_int {
+    err::eopnotsupp().to_errno()
+}
+
+unsafe extern "C" fn disable_swap(_raw: *mut bindings::rpc_xprt) {}
+
+/// Row C118.
+unsafe extern "C" fn inject_disconnect<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    // SAFETY: As above.
+    T::inject_disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+}

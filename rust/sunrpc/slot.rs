@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Request slots: sunrpc's `rpc_rqst` with the transport's state, pooled per transport.
+
+use super::SlotState;
+use crate::{
+    bindings,
+    rt::{
+        kbuf::{
+            KBuf,
+            RawGfp, //
+        },
+        module_ref::ModuleRef, //
+    },
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    alloc::KVBox,
+    new_spinlock,
+    pr_warn_once,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            AtomicFlag,
+            Relaxed, //
+        },
+        SpinLock, //
+    },
+    types::Opaque, //
+};
+
+/// Row C17: how large the buffers of a slot are before an RPC needed more, in bytes.
+const INITIAL_BUFFER: usize = 2048;
+
+/// The identity of a slot and its lease; never used twice while the module is loaded.
+static NEXT_ID: Atomic<u64> = Atomic::new(1);
+
+/// The right to the memory of one RPC: its buffers, and by convention its pages.
+///
+/// There is one per slot, made together with it. It owns the buffers that sunrpc encodes calls into
+/// and decodes replies from. While a peer may reach any memory of the request, the lease is inside
+/// whatever stands for that access, and [`SlotState::reclaim`] cannot return before the access has
+/// ended. sunrpc gets the memory back (`buf_free`, or the completion of the RPC) only by way of the
+/// lease.
+pub(crate) struct PayloadLease {
+    id: u64,
+    send: KBuf,
+    recv: KBuf,
+}
+
+impl PayloadLease {
+    fn new(id: u64) -> Result<Self> {
+        Ok(Self {
+            id,
+            send: KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?,
+            recv: KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?,
+        })
+    }
+
+    /// Makes the buffers at least that large; they never shrink (row C32). Gives the number of
+    /// bytes newly allocated and the addresses of both. May sleep.
+    pub(super) fn ensure(&mut self, call: usize, reply: usize) -> (Result, u64, *mut u8, *mut u8) {
+        let mut grown = 0;
+        let mut result = Ok(());
+        for (buffer, size) in [(&mut self.send, call), (&mut self.recv, reply)] {
+            if buffer.len() >= size {
+                continue;
+            }
+            match KBuf::new(size, RawGfp::rpc_task(), -1) {
+                Ok(larger) => *buffer = larger,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            // CAST: Sizes fit into 64 bits.
+            grown += size as u64;
+        }
+        (
+            result,
+            grown,
+            self.send.as_mut_ptr(),
+            self.recv.as_mut_ptr(),
+        )
+    }
+}
+
+/// One slot.
+///
+/// # Invariants
+///
+/// sunrpc uses `rqst` from `alloc_slot` to `free_slot`. Outside of that it is all zeroes, and the
+/// slot's index is on the pool's free list, unless the slot is `dead`.
+#[pin_data]
+#[repr(C)]
+pub(super) struct Slot<S: SlotState> {
+    #[pin]
+    rqst: Opaque<bindings::rpc_rqst>,
+    id: u64,
+    index: u32,
+    /// A reply is being processed: changes under sunrpc's queue lock.
+    pub(super) claimed: AtomicFlag,
+    /// The lease was lost: the slot is never used again.
+    dead: AtomicFlag,
+    #[pin]
+    pub(super) state: S,
+}
+
+impl<S: SlotState> Slot<S> {
+    fn new(index: u32) -> impl PinInit<Self, Error> {
+        let id = NEXT_ID.fetch_add(1, Relaxed);
+        pin_init::pin_init_scope(move || {
+            let lease = PayloadLease::new(id)?;
+            Ok(try_pin_init!(Self {
+                rqst <- pin_init::init_zeroed(),
+                id,
+                index,
+                claimed: AtomicFlag::new(false),
+                dead: AtomicFlag::new(false),
+                state <- S::new(lease),
+            }))
+        })
+    }
+
+    /// sunrpc's part.
+    pub(super) fn rqst(&self) -> *mut bindings::rpc_rqst {
+        self.rqst.get()
+    }
+
+    /// Whether `lease` is the one that was made with this slot.
+    pub(super) fn is_mine(&self, lease: &PayloadLease) -> bool {
+        self.id == lease.id
+    }
+
+    /// Gets the slot's lease. `None` if the state came up with that of another slot, which is a bug
+    /// of the transport: that lease is then leaked, since nobody knows who may reach its memory, and
+    /// so is the slot. May sleep.
+    pub(super) fn reclaim(&self) -> Option<PayloadLease> {
+        if self.dead.load(Relaxed) {
+            return None;
+        }
+        let lease = self.state.reclaim();
+        if self.is_mine(&lease) {
+            return Some(lease);
+        }
+        pr_warn_once!("a request got the memory of another one back\n");
+        core::mem::forget(lease);
+        self.dead.store(true, Relaxed);
+        None
+    }
+}
+
+/// The slots of a transport.
+#[pin_data(PinnedDrop)]
+pub(super) struct SlotPool<S: SlotState> {
+    slots: ManuallyDrop<Pin<KVBox<[Slot<S>]>>>,
+    /// Indices of the slots that sunrpc does not use. The lock is held around the backlog's queue
+    /// lock: a task that finds no slot is on the backlog before a slot can become free.
+    #[pin]
+    free: SpinLock<KVec<u32>>,
+}
+
+impl<S: SlotState> SlotPool<S> {
+    /// Makes `count` slots. May sleep.
+    pub(super) fn new(count: u32) -> impl PinInit<Self, Error> {
+        pin_init::pin_init_scope(move || {
+            // CAST: 32 bits fit.
+            let len = count as usize;
+            let mut free = KVec::with_capacity(len, GFP_KERNEL)?;
+            for index in (0..count).rev() {
+                free.push(index, GFP_KERNEL)?;
+            }
+            let mut next = 0;
+            let slots = KVBox::pin_slice(
+                |_| {
+                    let index = next;
+                    next += 1;
+                    Slot::new(index)
+                },
+                len,
+                GFP_KERNEL,
+            )?;
+            Ok(try_pin_init!(Self {
+                slots: ManuallyDrop::new(slots),
+                free <- new_spinlock!(free),
+            }))
+        })
+    }
+
+    /// All slots.
+    pub(super) fn iter(&self) -> core::slice::Iter<'_, Slot<S>> {
+        self.slots.iter()
+    }
+
+    /// The slot that `rqst` is the sunrpc part of, if it is one of this pool.
+    pub(super) fn slot_of(&self, rqst: *const bindings::rpc_rqst) -> Option<&Slot<S>> {
+        let base = self.slots.as_ptr().addr();
+        let offset = rqst.addr().checked_sub(base)?;
+        let size = const { size_of::<Slot<S>>() };
+        if offset % size != 0 {
+            return None;
+        }
+        self.slots.get(offset / size)
+    }
+
+    /// Row C26: gives the task a slot, or puts it on the backlog.
+    ///
+    /// # Safety
+    ///
+    /// `alloc_slot` was called with these arguments, for the transport that owns the pool.
+    pub(super) unsafe fn allocate(
+        &self,
+        xprt: *mut bindings::rpc_xprt,
+        task: NonNull<bindings::rpc_task>,
+    ) {
+        let task = task.as_ptr();
+        let mut free = self.free.lock();
+        // CAST: 32 bits fit.
+        if let Some(slot) = free.pop().and_then(|index| self.slots.get(index as usize)) {
+            drop(free);
+            // SAFETY: The caller of `alloc_slot` owns the task, which has no slot yet.
+            unsafe {
+                (*task).tk_rqstp = slot.rqst();
+                (*task).tk_status = 0;
+            }
+            return;
+        }
+        // Row C27. Whoever gives a slot back takes the pool's lock, and then sees this task on the
+        // backlog: no second look at the pool is needed.
+        // SAFETY: As above; once the lock is released the task may run elsewhere and is not
+        // touched any more.
+        unsafe {
+            (*task).tk_status = EAGAIN.to_errno();
+            bindings::xprt_add_backlog_noncongested(xprt, task);
+        }
+    }
+
+    /// Row C28: gives the slot to the task that has waited longest, or back to the pool.
+    ///
+    /// # Safety
+    ///
+    /// `free_slot` was called with these arguments, for the transport that owns the pool.
+    pub(super) unsafe fn release(
+        &self,
+        xprt: *mut bindings::rpc_xprt,
+        rqst: *mut bindings::rpc_rqst,
+    ) {
+        let Some(slot) = self.slot_of(rqst) else {
+            pr_warn_once!("sunrpc frees a request that is not of this transport\n");
+            return;
+        };
+        if slot.dead.load(Relaxed) {
+            return;
+        }
+        let mut free = self.free.lock();
+        // SAFETY: The transport is alive, and sunrpc has given the request up. The function hands
+        // it, zeroed, to a task from the backlog, or tells that there is none.
+        if unsafe { bindings::xprt_wake_up_backlog(xprt, rqst) } {
+            return;
+        }
+        // SAFETY: Nobody uses the request: sunrpc gave it up, and replies find only requests that
+        // are in sunrpc's receive queue.
+        unsafe { rqst.write_bytes(0, 1) };
+        // The list has room for all slots.
+        let _ = free.push_within_capacity(slot.index);
+    }
+}
+
+#[pinned_drop]
+impl<S: SlotState> PinnedDrop for SlotPool<S> {
+    fn drop(self: Pin<&mut Self>) {
+        if self.free.lock().len() == self.slots.len() {
+            // SAFETY: The pool is being dropped: the field is not used again.
+            let this = unsafe { self.get_unchecked_mut() };
+            // SAFETY: As above. sunrpc uses none of the slots, since all are on the free list.
+            unsafe { ManuallyDrop::drop(&mut this.slots) };
+            return;
+        }
+        // Someone may still use what is missing. Losing the memory, and the possibility to unload
+        // the module, is the lesser evil.
+        pr_warn_once!("request slots are still in use, their memory is lost\n");
+        if let Some(module) = ModuleRef::try_get() {
+            module.into_raw();
+        }
+    }
+}
