@@ -58,7 +58,7 @@ use kernel::{
     },
 };
 
-pub(crate) use self::tunables::Tunables;
+pub(crate) use self::tunables::register as register_tunables;
 
 /// Pages that the payload of one call can have (row C14): a megabyte that starts anywhere.
 const MAX_PAGES: u32 = 257;
@@ -73,6 +73,7 @@ const MIN_REQUESTS: u32 = 4;
 const CONNECT_MSECS: u32 = 30_000;
 
 /// One client transport.
+#[pin_data]
 pub(crate) struct Rdma {
     stats: Arc<Stats>,
     /// The largest message that the current connection carries both ways.
@@ -99,7 +100,7 @@ impl ClientTransport for Rdma {
     }
 
     fn slots(_args: &CreateArgs<'_>) -> u32 {
-        tunables::slot_table_entries()
+        tunables::slots()
     }
 
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result {
@@ -180,6 +181,10 @@ impl ClientTransport for Rdma {
         (xprt.inner().inline.load(Relaxed) as usize)
             .min(PAGE_SIZE)
             .saturating_sub(wire::HDR_MIN)
+    }
+
+    fn bc_ready(&self) {
+        // The Receives for callbacks are posted with all others.
     }
 
     fn stats(&self) -> ClientStats {

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! RPC over RDMA transport (RFC 8166, 8167, 8797) for the kernel's NFS client and server.
+//!
+//! ```text
+//! wire            headers and chunk lists: pure functions over bytes
+//! rt              small wrappers of kernel facilities
+//! ib, sunrpc      safe RDMA connections, safe RPC transports
+//! client          the RPC client transport, in safe Rust, on top of all of these
+//! ```
 
 #![crate_name = "rpcrdma_rust"]
 
 use kernel::prelude::*;
 
 pub(crate) mod bindings;
-#[allow(dead_code)]
+#[deny(unsafe_code)]
+mod client;
+mod ib;
 mod rt;
-#[allow(dead_code, unused_imports)]
 mod sunrpc;
+#[deny(unsafe_code)]
+pub mod wire;
 
 module! {
     type: RpcRdma,
@@ -23,11 +33,24 @@ module! {
 
 /// The loaded module: what it registered, in the order of teardown.
 #[pin_data]
-struct RpcRdma {}
+struct RpcRdma {
+    tunables: Option<rt::sysctl::Registration>,
+    class: sunrpc::ClassRegistration<client::Rdma>,
+    #[pin]
+    devices: ib::Client,
+    queue: rt::queue::ModuleQueue,
+}
 
 impl kernel::InPlaceModule for RpcRdma {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
-        pr_info!("RPC over RDMA transport loaded\n");
-        try_pin_init!(Self {})
+        try_pin_init!(Self {
+            // SAFETY: The module is initialised once, and this field is dropped last.
+            queue: unsafe { rt::queue::ModuleQueue::new(c"rpcrdma_rust") }?,
+            // SAFETY: The module is initialised once.
+            devices <- unsafe { ib::Client::new(c"rpcrdma_rust") },
+            class: sunrpc::ClassRegistration::new()?,
+            // Row M17: not there is not fatal.
+            tunables: client::register_tunables().ok(),
+        }? Error)
     }
 }
