@@ -271,8 +271,8 @@ XPRT_FIELDS = (
 
 def xprt_lines(at="/mnt/a"):
     """The `xprt:` lines of one mount in mountstats."""
-    part = re.split(r"(?m)^device ", read("/proc/self/mountstats"))
-    mine = [p for p in part if f" mounted on {at} " in p.splitlines()[0]] if part else []
+    parts = re.split(r"(?m)^device ", read("/proc/self/mountstats"))[1:]
+    mine = [p for p in parts if f" mounted on {at} " in p.splitlines()[0]]
     expect(mine, f"mountstats has nothing on {at}")
     return re.findall(r"(?m)^\txprt:.*$", mine[-1])
 

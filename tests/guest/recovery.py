@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Connections lost in the middle of work: data stay intact, and everything goes on."""
+
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+
+from lib import *
+
+SIZE = 48 << 20
+DATA = random_bytes(SIZE)
+CHUNK = 256 << 10
+
+
+class Copy(threading.Thread):
+    """Write a file and read it back in a thread, slowly enough to be interrupted."""
+
+    def __init__(self, path, direct):
+        super().__init__(daemon=True)
+        self.path, self.direct, self.done, self.error = path, direct, 0, None
+
+    def run(self):
+        try:
+            flags = os.O_DIRECT if self.direct else 0
+            view = buffer(DATA)
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | flags, 0o644)
+            while self.done < SIZE:
+                self.done += os.pwrite(fd, view[self.done:self.done + CHUNK], self.done)
+            os.fsync(fd)
+            os.close(fd)
+            expect(read_file(self.path, self.direct) == DATA, "what was read back differs")
+        except Exception as error:
+            self.error = error
+
+
+def through(vers, direct, disturb, limit):
+    """Copy while disturb() happens, and compare on both sides."""
+    with server_folder("r") as folder, mounted(vers) as at:
+        before = xprt_stats(at)["connect_count"]
+        copy = Copy(f"{at}/r/f", direct)
+        copy.start()
+        wait_for(lambda: copy.done > SIZE // 8 or copy.error, 60, "an eighth copied")
+        begun = time.monotonic()
+        reached = copy.done
+        disturb()
+        say(f"disturbed at {reached >> 20} MiB for {time.monotonic() - begun:.1f} s")
+        expect(reached < SIZE, "the copy was over before the disturbance")
+        copy.join(limit)
+        expect(not copy.is_alive(), f"copy hangs at {copy.done >> 20} MiB, {limit} s later")
+        if copy.error:
+            raise copy.error
+        say(f"whole again {time.monotonic() - begun:.1f} s after the disturbance; "
+            f"connections made: {xprt_stats(at)['connect_count'] - before}")
+        equal(server_sums(folder)["f"], sha(DATA), "sum on the server")
+
+
+def restart():
+    on_server("nfsd-down")
+    time.sleep(1)
+    on_server("nfsd-up")
+
+
+def unplug(seconds):
+    def disturb():
+        link("down")
+        time.sleep(seconds)
+        link("up")
+    return disturb
+
+
+for vers in ("3", "4.0", "4.2"):
+    for direct in (False, True):
+        kind = f"v{vers} {'O_DIRECT' if direct else 'buffered'}"
+        with check(f"{kind}: nfsd restarts in the middle of a copy", 240):
+            through(vers, direct, restart, 180)
+for vers, direct in (("3", True), ("4.2", False), ("4.2", True)):
+    kind = f"v{vers} {'O_DIRECT' if direct else 'buffered'}"
+    with check(f"{kind}: link down for 2 s in the middle of a copy", 240):
+        through(vers, direct, unplug(2), 180)
+    with check(f"{kind}: link down for 20 s in the middle of a copy", 300):
+        through(vers, direct, unplug(20), 240)
+
+BUSY = """
+import mmap, os, sys
+room = mmap.mmap(-1, 1 << 20)
+fd = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
+at = 0
+while True:
+    (os.pwritev if sys.argv[2] == "w" else os.preadv)(fd, [room], at)
+    at = (at + (1 << 20)) % (16 << 20)
+"""
+
+for vers in ("3", "4.2"):
+    with check(f"v{vers}: kill -9 in the middle of direct I/O, ten times", 240), \
+            server_folder("k") as folder, mounted(vers) as at:
+        write_file(f"{at}/k/r", DATA[:16 << 20], direct=True)
+        for turn in range(10):
+            jobs = [subprocess.Popen(["python3", "-SE", "-c", BUSY, f"{at}/k/{mode}", mode])
+                    for mode in "rw"]
+            time.sleep(1 + random.random())
+            for job in jobs:
+                expect(job.poll() is None, "direct I/O failed by itself")
+                job.send_signal(signal.SIGKILL)
+            for job in jobs:
+                equal(job.wait(30), -signal.SIGKILL, "exit of the killed job")
+        expect(read_file(f"{at}/k/r", direct=True) == DATA[:16 << 20], "data differ afterwards")
+
+with check("kill -9 of direct I/O while the server is gone", 240), mounted("4.2") as at:
+    job = subprocess.Popen(["python3", "-SE", "-c", BUSY, f"{at}/k", "w"])
+    time.sleep(2)
+    on_server("nfsd-down")
+    time.sleep(2)
+    job.send_signal(signal.SIGKILL)
+    try:
+        job.wait(30)
+    finally:
+        on_server("nfsd-up")
+    write_file(f"{at}/k", b"after", direct=True)
+    equal(on_server(f"cat {EXPORT}/k; rm {EXPORT}/k"), "after", "content on the server")
+done()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the transport shows to an administrator: mountstats, sysctls, RDMA resources, module names."""
+
+import os
+import re
+
+from lib import *
+
+SYSCTLS = {
+    # name: (default, smallest, largest)
+    "rdma_slot_table_entries": (128, 4, 16384),
+    "rdma_max_inline_read": (4096, 1024, 65536),
+    "rdma_max_inline_write": (4096, 1024, 65536),
+    "rdma_inline_write_padding": (0, 0, 4096),
+    "rdma_memreg_strategy": (5, 0, 6),
+    "rdma_pad_optimize": (0, None, None),
+}
+
+for name, (default, low, high) in SYSCTLS.items():
+    path = "/proc/sys/sunrpc/" + name
+    with check(f"sysctl {name}: default, mode and range"):
+        equal(os.stat(path).st_mode & 0o777, 0o644, "mode")
+        equal(int(read(path)), default, "default")
+        if low is not None:
+            for value in (low, high):
+                write(path, f"{value}\n")
+                equal(int(read(path)), value, "value written")
+            for value in (low - 1, high + 1):
+                try:
+                    write(path, f"{value}\n")
+                except OSError as error:
+                    equal(error.errno, 22, f"errno for {value}")
+                else:
+                    raise Failed(f"{value} was taken")
+            equal(int(read(path)), high, "value after refused ones")
+        write(path, f"{default}\n")
+
+with server_folder("stats") as folder:
+    data = random_bytes(1 << 20)
+    with check("mountstats: xprt line with read, write and reply chunks"), mounted("4.2") as at:
+        zero = xprt_stats(at)
+        write_file(f"{at}/stats/f", data, direct=True)
+        expect(read_file(f"{at}/stats/f", direct=True) == data, "data differ")
+        for n in range(50):
+            write_file(f"{at}/stats/{'n' * 200}{n}", b"")
+        os.listdir(f"{at}/stats")
+        stats = xprt_stats(at)
+        say(xprt_lines(at)[0])
+        for name in ("read_chunk_count", "write_chunk_count", "reply_chunk_count", "mrs_allocated"):
+            expect(stats[name] > 0, f"{name} is {stats[name]}")
+        for name in ("bad_xids", "bad_reply_count", "mrs_recycled", "mrs_orphaned", "port", "zero"):
+            equal(stats[name], 0, name)
+        equal(stats["connect_count"], 1, "connect_count")
+        equal(stats["sends"], stats["recvs"], "sends against recvs")
+        expect(stats["sends"] > zero["sends"], "sends did not grow")
+        expect(stats["total_rdma_request"] >= 1 << 20, "total_rdma_request below what was read")
+        expect(stats["total_rdma_reply"] >= 1 << 20, "total_rdma_reply below what was read")
+    with check("mountstats: small I/O counts as pull-up, not as chunks"), mounted("4.2") as at:
+        before = xprt_stats(at)
+        write_file(f"{at}/stats/small", b"x" * 1000, direct=True)
+        after = xprt_stats(at)
+        equal(after["read_chunk_count"], before["read_chunk_count"], "read_chunk_count")
+        expect(after["pullup_copy_count"] >= before["pullup_copy_count"] + 1000, "pullup_copy_count")
+
+with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
+    line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
+    expect("proto=rdma" in line and f"port={PORT}" in line, line)
+
+with check("rdma resource shows the transport's PD, CQs and MRs"), mounted("4.2") as at:
+    for kind in ("pd", "cq", "cm_id"):
+        lines = [l for l in rdma_objects(kind) if f"[{MODULE}]" in l]
+        expect(lines, f"no {kind} of [{MODULE}]: {rdma_objects(kind)}")
+
+with check("module use count follows the mounts"):
+    base = use_count()
+    with mounted("4.2"):
+        expect(use_count() > base, f"use count {use_count()} with a mount, {base} before")
+    wait_for(lambda: use_count() == base, 10, f"use count back at {base}")
+
+with check("module has the aliases that mount and nfsd ask for"):
+    path = f"/run/payload/modules/{MODULE}.ko"
+    text = run("modinfo", path if os.path.exists(path) else MODULE)
+    aliases = set(re.findall(r"(?m)^alias: +(\S+)$", text))
+    wanted = {"xprtrdma", "rpcrdma6"} | ({"rpcrdma"} if MODULE != "rpcrdma" else {"svcrdma"})
+    expect(wanted <= aliases, f"aliases are {sorted(aliases)}")
+    expect(re.search(r"(?m)^license: +.*GPL", text), "licence is not GPL")
+
+with check("rpc xprt files of debugfs and sysfs can be read"), mounted("4.2") as at:
+    seen = []
+    for top in ("/sys/kernel/debug/sunrpc", "/sys/kernel/sunrpc"):
+        for folder, _, names in os.walk(top):
+            for name in names:
+                try:
+                    text = read(os.path.join(folder, name))
+                except PermissionError:
+                    continue
+                if "rdma" in text:
+                    seen.append(os.path.join(folder, name))
+    expect(any("debug" in s for s in seen), f"rdma only in {seen}")
+done()

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0
+"""After the last unmount the module can go, and leaves nothing; it comes back when asked for."""
+
+import os
+import re
+
+from lib import *
+
+
+def modules():
+    return set(re.findall(r"(?m)^(\S+)", read("/proc/modules")))
+
+
+def sysctls():
+    found = [n for n in os.listdir("/proc/sys/sunrpc") if "rdma" in n]
+    return found
+
+
+def gone(text):
+    """No name of the module in /proc/modules, kallsyms, sysctls, RDMA objects, RPC transports."""
+    expect(MODULE not in modules(), f"{text}: {MODULE} is still loaded")
+    equal(sysctls(), [], "sysctls left")
+    for kind in ("pd", "cq", "qp", "cm_id", "mr"):
+        lines = [l for l in rdma_objects(kind) if f"[{MODULE}]" in l]
+        equal(lines, [], f"{kind} left")
+    for kind in ("pd", "cq", "mr", "qp"):
+        # The CM keeps QP 1 per port and what belongs to it.
+        lines = [l for l in rdma_objects(kind) if not re.search(r"\[ib_core\]|\[ib_cm\]|lqpn 1 ", l)]
+        equal(lines, [], f"{kind} left that belong to nobody known")
+
+
+if NODES == 1:
+    on_server("nfsd-down")
+with check("use count is 0 with nothing mounted"):
+    wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+with check("rmmod, nothing left"):
+    run("rmmod", MODULE)
+    gone("after rmmod")
+with check("RDMA device can be removed and comes back"):
+    run("rdma", "link", "delete", f"{RDMA}0")
+    run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+with check("mount loads the module by itself"):
+    if NODES == 1:
+        on_server("nfsd-up")
+    with mounted("4.2") as at:
+        expect(MODULE in modules(), f"mounted without {MODULE}")
+        os.listdir(at)
+with check("load and unload twenty times"):
+    if NODES == 1:
+        on_server("nfsd-down")
+    wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+    for n in range(20):
+        run("rmmod", MODULE)
+        run("load-transport")
+with check("mount right after a load, unload right after an unmount"):
+    if NODES == 1:
+        raise Skip("in one guest nfsd holds the module")
+    for n in range(3):
+        run("rmmod", MODULE)
+        with mounted("4.2"):
+            pass
+        wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+with check("rmmod at the end, nothing left"):
+    run("rmmod", MODULE)
+    gone("at the end")
+with check("the kernel has not complained"):
+    text = run("dmesg", "--level=emerg,alert,crit,err")
+    expect(not text.strip(), text)
+run("load-transport")
+if NODES == 1:
+    on_server("nfsd-up")
+done()
