@@ -13,6 +13,8 @@
 //! the peer is in its [`Slot`] until the peer cannot reach it any more; only then is the request
 //! completed or its memory released.
 
+#![deny(unsafe_code)]
+
 mod endpoint;
 mod marshal;
 mod reply;
@@ -131,7 +133,9 @@ impl ClientTransport for Rdma {
             |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),
         )?;
         let inline = conn.proto().inline();
-        xprt.inner().inline.store(inline.send.min(inline.recv), Relaxed);
+        xprt.inner()
+            .inline
+            .store(inline.send.min(inline.recv), Relaxed);
         lock.0 = Some(conn);
         Ok(())
     }

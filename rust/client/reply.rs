@@ -159,11 +159,7 @@ impl Reply {
 
 /// Puts the inline part of a reply into its place. Returns the length of the RPC message, `None`
 /// when the message is not a reply to this call.
-fn place(
-    endpoint: &Endpoint,
-    rqst: &mut PinnedRqst<Rdma>,
-    msg: &RxMsg<Endpoint>,
-) -> Option<usize> {
+fn place(endpoint: &Endpoint, rqst: &mut PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>) -> Option<usize> {
     let limits = wire::Limits {
         max_segs: endpoint.segments.saturating_add(1),
     };

@@ -202,7 +202,11 @@ impl Limits {
             .saturating_add(params.extra_regions)
             .min(params.max_regions);
         if regions.saturating_mul(depth) < params.max_pages {
-            pr_err!("device {}: regions of {} pages are too small\n", name, depth);
+            pr_err!(
+                "device {}: regions of {} pages are too small\n",
+                name,
+                depth
+            );
             return Err(ENOMEM);
         }
         // Two lists of regions, each registered and invalidated, and the Send.
@@ -398,11 +402,7 @@ impl<P: Protocol> Inner<P> {
             return Ok(());
         }
         self.lost(Lost::PostFailed);
-        Err(if bad.is_null() {
-            first
-        } else {
-            bad.cast_mut()
-        })
+        Err(if bad.is_null() { first } else { bad.cast_mut() })
     }
 
     /// Takes an idle region.
@@ -748,4 +748,3 @@ impl<P: Protocol> Drop for Conn<P> {
         self.tear_down();
     }
 }
-

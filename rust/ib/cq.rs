@@ -26,11 +26,6 @@ pub(super) struct WcErr {
 }
 
 impl WcErr {
-    /// The work request failed only because the connection is going down.
-    pub(super) fn is_flush(self) -> bool {
-        self.status == bindings::ib_wc_status_IB_WC_WR_FLUSH_ERR
-    }
-
     /// The status as C numbers it.
     pub(super) fn status(self) -> u32 {
         self.status

@@ -74,19 +74,9 @@ impl<P: Protocol> Exposing<P> {
         }
     }
 
-    /// The lease.
-    pub(crate) fn lease(&self) -> &P::Lease {
-        &self.lease
-    }
-
     /// Whether there is no region in the set.
     pub(crate) fn is_empty(&self) -> bool {
         self.mrs.is_empty()
-    }
-
-    /// How many regions there are in the set.
-    pub(crate) fn len(&self) -> usize {
-        self.mrs.len()
     }
 
     /// DDP: adds as many of `regions` as one memory region can hold, for the peer to read or to
@@ -124,7 +114,10 @@ impl<P: Protocol> Exposing<P> {
     }
 
     /// Chains the registrations in front of `last`. The chain is valid until the set changes.
-    pub(super) fn link_before(&mut self, last: *mut bindings::ib_send_wr) -> *mut bindings::ib_send_wr {
+    pub(super) fn link_before(
+        &mut self,
+        last: *mut bindings::ib_send_wr,
+    ) -> *mut bindings::ib_send_wr {
         let mut first = last;
         self.mrs.for_each(|mr| {
             mr.reg.wr.next = first;
@@ -283,9 +276,7 @@ impl<P: Protocol> Cx<'_, P> {
     ) -> Result<(), (Exposed<P>, P::Pending)> {
         let (lease, mut rest) = set.into_parts();
         let Some(mut last) = rest.pop() else {
-            self.inner()
-                .proto()
-                .fenced(self, pending, Ok((lease, 0)));
+            self.inner().proto().fenced(self, pending, Ok((lease, 0)));
             return Ok(());
         };
         let first = chain_inv(&mut last, &mut rest);

@@ -186,12 +186,7 @@ impl<P: Protocol> MrCtx<P> {
             };
             // SAFETY: The entry is one of an initialised table; the region is valid memory.
             unsafe {
-                bindings::sg_set_page(
-                    entry,
-                    region.page().as_ptr(),
-                    region.len(),
-                    region.offset(),
-                );
+                bindings::sg_set_page(entry, region.page().as_ptr(), region.len(), region.offset());
             }
             end = region.end();
             nents = nents.wrapping_add(1);
