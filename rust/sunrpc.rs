@@ -9,7 +9,7 @@
 //! | sunrpc's rule | here |
 //! | --- | --- |
 //! | `XPRT_LOCKED` serialises sending, connecting and closing | [`SendLock`], needed by all three, and the only way to `ClientTransport::Locked` |
-//! | a reply may be looked at while its request is pinned | [`PinnedRqst`], from [`Core::lookup`]; one at a time for a request |
+//! | a reply may be looked at while its request is pinned | [`PinnedRqst`], from `lookup`; one at a time for a request |
 //! | an RPC completes once, and no sooner than its memory is private | [`PinnedRqst::complete`] consumes the pin and needs the [`PayloadLease`] |
 //! | `buf_free` returns when the request's memory is private | [`SlotState::reclaim`] has to come up with the lease |
 //! | a transport is freed when nobody uses it | [`XprtHandle`] for those that sunrpc does not know |
@@ -30,34 +30,23 @@ mod xprt;
 use kernel::prelude::*;
 
 pub(crate) use self::{
-    bc::BcOverflow,
     class::{
         ClassRegistration,
         CreateArgs, //
     },
     rqst::{
         BcReply,
-        Filled,
         PinnedRqst,
         SendRqst, //
     },
     slot::PayloadLease,
     stats::ClientStats,
-    xdr::{
-        Part,
-        Regions,
-        XdrView, //
-    },
+    xdr::XdrView,
     xprt::{
-        Core,
         SendLock,
         Xprt,
         XprtHandle, //
     },
-};
-pub(crate) use crate::rt::net::{
-    Net,
-    SockAddr, //
 };
 
 /// The transport's part of a slot.
@@ -81,8 +70,8 @@ pub(crate) enum SendError {
     /// The connection is lost, or has to be given up. It is closed, and the RPC sent again on a new
     /// one (rows C59, C63).
     NotConnected,
-    /// To be tried again as soon as possible: after [`Core::wait_for_buffer_space`], that is when
-    /// [`Core::write_space`] is called (row C57).
+    /// To be tried again as soon as possible: after `wait_for_buffer_space`, that is when
+    /// `write_space` is called (row C57).
     Again,
     /// To be tried again after a quarter of a second (row C58).
     NoBufs,

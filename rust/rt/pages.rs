@@ -61,22 +61,4 @@ impl<'a> Region<'a> {
     pub(crate) fn end(&self) -> u32 {
         self.offset.wrapping_add(self.len)
     }
-
-    /// Takes the first `len` bytes off. `None` when there would be nothing on either side.
-    pub(crate) fn split(self, len: u32) -> Option<(Self, Self)> {
-        let rest = self.len.checked_sub(len).filter(|rest| *rest != 0)?;
-        if len == 0 {
-            return None;
-        }
-        let offset = self.offset.checked_add(len)?;
-        // INVARIANT: Both are parts of `self`, and neither is empty.
-        Some((
-            Self { len, ..self },
-            Self {
-                offset,
-                len: rest,
-                ..self
-            },
-        ))
-    }
 }

@@ -132,6 +132,10 @@ pub(super) unsafe fn free(raw: *mut bindings::rpc_xprt) {
 }
 
 /// Row C119: rpcbind has told the port.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn set_port<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     port: c_ushort,

@@ -207,6 +207,10 @@ impl<T: ClientTransport> Core<T> {
 }
 
 /// Drops the references that [`Core::put_later`] left.
+///
+/// # Safety
+///
+/// `work` is the `put_work` of a transport, and was queued.
 pub(super) unsafe extern "C" fn put_worker<T: ClientTransport>(work: *mut bindings::work_struct) {
     // SAFETY: The work item is this field of a transport.
     let core = unsafe { Core::<T>::of_put_work(work) };
@@ -221,6 +225,10 @@ pub(super) unsafe extern "C" fn put_worker<T: ClientTransport>(work: *mut bindin
 }
 
 /// Row B1: a session wants callbacks. The number asked for is ignored.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn bc_setup<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     _count: c_uint,
@@ -240,6 +248,10 @@ pub(super) unsafe extern "C" fn bc_setup<T: ClientTransport>(
 }
 
 /// Row B2: how long a callback, or the reply to one, can be.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn bc_maxpayload<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
 ) -> usize {
@@ -248,6 +260,10 @@ pub(super) unsafe extern "C" fn bc_maxpayload<T: ClientTransport>(
 }
 
 /// Row B2: how many callbacks there can be at a time.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn bc_num_slots<T: ClientTransport>(
     _raw: *mut bindings::rpc_xprt,
 ) -> c_uint {
@@ -255,6 +271,10 @@ pub(super) unsafe extern "C" fn bc_num_slots<T: ClientTransport>(
 }
 
 /// Row B8: sunrpc is done with a callback.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn bc_free_rqst<T: ClientTransport>(rqst: *mut bindings::rpc_rqst) {
     // SAFETY: The request has a reference to its transport.
     let raw = unsafe { (*rqst).rq_xprt };
@@ -270,4 +290,8 @@ pub(super) unsafe extern "C" fn bc_free_rqst<T: ClientTransport>(rqst: *mut bind
 }
 
 /// Row B9: a session does not want callbacks any more. The pool stays for the next one.
+///
+/// # Safety
+///
+/// None.
 pub(super) unsafe extern "C" fn bc_destroy(_raw: *mut bindings::rpc_xprt, _count: c_uint) {}

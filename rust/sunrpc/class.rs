@@ -59,6 +59,7 @@ pub(crate) struct CreateArgs<'a> {
     addr: SockAddr,
 }
 
+#[expect(dead_code, reason = "no transport depends on it yet")]
 impl CreateArgs<'_> {
     /// The network namespace of the mount.
     pub(crate) fn net(&self) -> Net<'_> {
@@ -148,6 +149,10 @@ impl<T: ClientTransport> Drop for ClassRegistration<T> {
 }
 
 /// Makes a transport (rows C18 to C22).
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn setup<T: ClientTransport>(
     args: *mut bindings::xprt_create,
 ) -> *mut bindings::rpc_xprt {
@@ -237,6 +242,10 @@ unsafe fn create<T: ClientTransport>(
 
 /// Row C116: nobody uses the transport any more. Runs on the system's work queue, with
 /// `XPRT_LOCKED` held.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     let xprt: *mut Xprt<T> = raw.cast();
     {

@@ -40,6 +40,9 @@ use kernel::{
 /// Row C9: the first delay between two attempts to connect, in jiffies.
 pub(super) const INIT_REESTABLISH: usize = 5 * bindings::HZ;
 
+/// After how long a delayed attempt to connect looks whether anybody still wants it, in jiffies.
+const MAX_STEP: usize = bindings::HZ / 2;
+
 /// The table for transports of type `T`.
 pub(super) struct Vtable<T>(PhantomData<T>);
 
@@ -75,6 +78,11 @@ impl<T: ClientTransport> Vtable<T> {
     };
 }
 
+/// Row C26.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn alloc_slot<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     task: *mut bindings::rpc_task,
@@ -88,6 +96,11 @@ unsafe extern "C" fn alloc_slot<T: ClientTransport>(
     unsafe { xprt.own.pool.allocate(raw, task) };
 }
 
+/// Row C28.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn free_slot<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     rqst: *mut bindings::rpc_rqst,
@@ -114,6 +127,10 @@ unsafe fn of_task<'a, T: ClientTransport>(
 }
 
 /// Row C32.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn buf_alloc<T: ClientTransport>(task: *mut bindings::rpc_task) -> c_int {
     // SAFETY: sunrpc calls this for tasks that have a slot.
     let (rqst, xprt) = unsafe { of_task::<T>(task) };
@@ -141,6 +158,10 @@ unsafe extern "C" fn buf_alloc<T: ClientTransport>(task: *mut bindings::rpc_task
 }
 
 /// Row C34: nobody can reach the memory of the request when this returns.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task) {
     // SAFETY: sunrpc calls this for tasks that have a slot.
     let (rqst, xprt) = unsafe { of_task::<T>(task) };
@@ -164,6 +185,10 @@ fn errno(error: SendError) -> Error {
 }
 
 /// Rows C54 to C63, B7.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_rqst) -> c_int {
     // SAFETY: sunrpc calls this with a request of a transport of this type.
     let xprt = unsafe { Xprt::<T>::from_raw((*rqst).rq_xprt) };
@@ -263,6 +288,11 @@ unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>) {
     unsafe { bindings::xprt_disconnect_done(xprt.raw()) };
 }
 
+/// Row C110.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn close<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
     unsafe { close_locked(Xprt::<T>::from_raw(raw)) };
@@ -290,6 +320,10 @@ fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
 }
 
 /// Row C104.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn connect<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     task: *mut bindings::rpc_task,
@@ -303,7 +337,18 @@ unsafe extern "C" fn connect<T: ClientTransport>(
         unsafe { bindings::xprt_clear_connecting(raw) };
         return;
     }
-    let delay = backoff(xprt);
+    xprt.own.delay.store(backoff(xprt), Relaxed);
+    queue_connect(xprt);
+}
+
+/// Queues the connect worker: at once, or after the next step of the delay.
+///
+/// The delay is made of short steps because the destruction of a transport waits for its lock, which
+/// is held meanwhile, and has no other way to say so.
+fn queue_connect<T: ClientTransport>(xprt: &Xprt<T>) {
+    let delay = xprt.own.delay.load(Relaxed);
+    let step = delay.min(MAX_STEP);
+    xprt.own.delay.store(delay.saturating_sub(step), Relaxed);
     // SAFETY: The work item was initialised with the transport. It is not queued: sunrpc asks
     // again only after the worker has cleared XPRT_CONNECTING.
     unsafe {
@@ -312,12 +357,23 @@ unsafe extern "C" fn connect<T: ClientTransport>(
             bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
             queue::module_queue_raw(),
             xprt.own.connect_work.get(),
-            delay,
+            step,
         )
     };
 }
 
+fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Result {
+    xprt.own.last_attempt.store(jiffies(), Relaxed);
+    // Traffic can come before the caller sees the connection.
+    xprt.own.life.store(life::SILENT, Relaxed);
+    T::connect(xprt, lock).inspect_err(|_| T::disconnect(xprt, lock))
+}
+
 /// Row C105: connects, in the module's queue, with `XPRT_LOCKED` held in the name of the transport.
+///
+/// # Safety
+///
+/// `work` is in the `connect_work` of a transport, and was queued by [`queue_connect`].
 pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
     work: *mut bindings::work_struct,
 ) {
@@ -325,17 +381,14 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
     // before it goes.
     let xprt = unsafe { &*Core::<T>::of_connect_work(work).cast::<Xprt<T>>() };
     let raw = xprt.raw();
-    xprt.own.last_attempt.store(jiffies(), Relaxed);
-    // Traffic can come before this function sees the connection.
-    xprt.own.life.store(life::SILENT, Relaxed);
-    let result = {
+    let result = if xprt.is_abandoned() {
+        Err(err::enotconn())
+    } else if xprt.own.delay.load(Relaxed) != 0 {
+        queue_connect(xprt);
+        return;
+    } else {
         // SAFETY: `connect` has taken the lock over for this function.
-        let mut lock = unsafe { SendLock::new(xprt) };
-        let result = T::connect(xprt, &mut lock);
-        if result.is_err() {
-            T::disconnect(xprt, &mut lock);
-        }
-        result
+        attempt(xprt, &mut unsafe { SendLock::new(xprt) })
     };
     // SAFETY: The transport is alive: it is locked.
     unsafe { bindings::xprt_clear_connecting(raw) };
@@ -367,6 +420,10 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
 }
 
 /// Row C114: there is no reply, and no other way to find out whether the path still works.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn timer<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     _task: *mut bindings::rpc_task,
@@ -376,6 +433,10 @@ unsafe extern "C" fn timer<T: ClientTransport>(
 }
 
 /// Row C21.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     connect: c_ulong,
@@ -403,13 +464,26 @@ unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
 }
 
 /// Row X26: swapping over RDMA needs memory for connecting that nobody has set aside.
+///
+/// # Safety
+///
+/// None.
 unsafe extern "C" fn enable_swap(_raw: *mut bindings::rpc_xprt) -> c_int {
     err::eopnotsupp().to_errno()
 }
 
+/// Row C120.
+///
+/// # Safety
+///
+/// None.
 unsafe extern "C" fn disable_swap(_raw: *mut bindings::rpc_xprt) {}
 
 /// Row C118.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn inject_disconnect<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };

@@ -211,12 +211,6 @@ impl<T: ClientTransport> PinnedRqst<T> {
         self.own_slot().rqst()
     }
 
-    /// The XID, in host order.
-    pub(crate) fn xid(&self) -> u32 {
-        // SAFETY: The request is pinned, and the XID does not change.
-        u32::from_be(unsafe { (*self.raw()).rq_xid })
-    }
-
     /// The transport's part of the slot.
     pub(crate) fn slot(&self) -> &T::Slot {
         &self.own_slot().state

@@ -48,6 +48,10 @@ pub(crate) struct ClientStats {
 }
 
 /// Prints the line.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn print<T: ClientTransport>(
     raw: *mut bindings::rpc_xprt,
     seq: *mut bindings::seq_file,

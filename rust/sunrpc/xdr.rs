@@ -268,7 +268,6 @@ impl<'a> XdrView<'a> {
 }
 
 /// The pieces of a message: see [`XdrView::regions`].
-#[derive(Clone)]
 pub(crate) struct Regions<'a> {
     view: XdrView<'a>,
     /// Bytes to go through, for each part; 0 when it is finished or not wanted.
@@ -280,11 +279,6 @@ pub(crate) struct Regions<'a> {
 }
 
 impl<'a> Regions<'a> {
-    /// The next piece, without advancing.
-    pub(crate) fn peek(&self) -> Option<(Part, Region<'a>)> {
-        self.clone().next()
-    }
-
     /// How many bytes are left.
     pub(crate) fn remaining(&self) -> usize {
         self.head

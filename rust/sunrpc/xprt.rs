@@ -90,6 +90,9 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) distrust: AtomicFlag,
     /// When the last attempt started, in jiffies.
     pub(super) last_attempt: Atomic<usize>,
+    /// How long the next one has to wait still, in jiffies. Whoever has the transport locked for
+    /// connecting uses this.
+    pub(super) delay: Atomic<usize>,
     /// Bytes by which buffers of slots have grown (row C32).
     pub(super) grown: Atomic<u64>,
 }
@@ -118,6 +121,7 @@ impl<T: ClientTransport> Own<T> {
             life: Atomic::new(life::DOWN),
             distrust: AtomicFlag::new(false),
             last_attempt: Atomic::new(0),
+            delay: Atomic::new(0),
             grown: Atomic::new(0),
         })
     }
@@ -279,6 +283,13 @@ impl<T: ClientTransport> Core<T> {
     pub(super) fn connect_cookie(&self) -> &Atomic<u32> {
         // SAFETY: As above.
         unsafe { Atomic::from_ptr(&raw mut (*self.raw()).connect_cookie) }
+    }
+
+    /// Whether nobody uses the transport any more: it is about to be destroyed, as soon as nobody
+    /// has it locked. Attempts to connect should be given up.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        // SAFETY: The transport's memory is valid; this only looks at the count.
+        unsafe { (&raw const (*self.raw()).kref.refcount.refs.counter).read_volatile() == 0 }
     }
 
     /// Whether sunrpc considers the transport connected.
