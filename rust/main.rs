@@ -14,12 +14,10 @@
 use kernel::prelude::*;
 
 pub(crate) mod bindings;
-#[deny(unsafe_code)]
 mod client;
 mod ib;
 mod rt;
 mod sunrpc;
-#[deny(unsafe_code)]
 pub mod wire;
 
 module! {

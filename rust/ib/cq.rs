@@ -59,8 +59,8 @@ impl WcOk<'_> {
 
     /// The key of the memory region that the peer's Send with Invalidate made invalid.
     pub(super) fn invalidated_rkey(&self) -> Option<u32> {
-        // CAST: A single bit.
-        if self.0.wc_flags as u32 & bindings::ib_wc_flags_IB_WC_WITH_INVALIDATE as u32 == 0 {
+        // CAST: A single bit; the flags' type differs from that of the field.
+        if self.0.wc_flags as u32 & bindings::ib_wc_flags_IB_WC_WITH_INVALIDATE == 0 {
             return None;
         }
         // SAFETY: The flag says that this is the valid member; both are plain words anyway.
