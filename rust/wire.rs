@@ -25,7 +25,7 @@
 //!  segment: handle (rkey), length, offset (two words)
 //! ```
 //!
-//! An [`Proc::Error`] header has an error body ([`ErrorBody`]) in place of the lists.
+//! A [`Proc::Error`] header has an error body ([`ErrorBody`]) in place of the lists.
 //!
 //! # How the pieces fit
 //!

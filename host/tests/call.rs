@@ -303,7 +303,13 @@ fn read_chunks_end() {
     assert!(chunks.next().is_none());
     assert!(chunks.next().is_none());
 
-    // And one that a server would not take, but the list view does.
+    // And some that a server would not take, but the list view does.
+    let list = [2, 0, 3, 1, 0].map(|position| (position, seg(1, 1, 1)));
+    let msg = call(0, reads(&list), &[]);
+    let (lists, _) = ChunkLists::decode(&msg[HDR_FIXED..]).unwrap();
+    let positions = lists.reads.chunks().map(|chunk| chunk.position());
+    assert!(positions.eq(0..4));
+
     let list = [(u32::MAX, seg(1, u32::MAX, 1)), (u32::MAX, seg(1, 1, 1))];
     let msg = call(0, reads(&list), &[]);
     let (lists, _) = ChunkLists::decode(&msg[HDR_FIXED..]).unwrap();

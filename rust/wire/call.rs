@@ -61,6 +61,9 @@ impl Call<'_> {
     }
 
     /// Whether there is no RPC message at all (row W39).
+    ///
+    /// The C transport ignores such a call and leaves the client to its timeout (row X61); RFC 8166,
+    /// 4.5.2 has it answered with [`ErrorBody::Chunk`].
     pub fn is_empty(&self) -> bool {
         self.inline.is_empty() && !self.is_long()
     }

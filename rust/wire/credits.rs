@@ -27,7 +27,7 @@ pub const fn clamp_grant(grant: u32, max: u32) -> u32 {
 }
 
 /// The credit window of a connection, as the requester sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Credits {
     max: u32,
     granted: u32,

@@ -157,7 +157,7 @@ pub(super) const ERR_VERS: u32 = 1;
 /// Error code for a header that could not be decoded.
 pub(super) const ERR_CHUNK: u32 = 2;
 
-/// The body of an [`Proc::Error`] message (RFC 8166, 4.5; row W9).
+/// The body of a [`Proc::Error`] message (RFC 8166, 4.5; row W9).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorBody {
     /// The peer speaks these versions only.
