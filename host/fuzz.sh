@@ -28,10 +28,11 @@ flags="$flags -Cllvm-args=-sanitizer-coverage-inline-8bit-counters"
 flags="$flags -Cllvm-args=-sanitizer-coverage-pc-table"
 flags="$flags -Cllvm-args=-sanitizer-coverage-trace-compares"
 echo "fuzz: building"
+build=${CARGO_TARGET_DIR:-target}/fuzz
 CXX=$cxx RUSTFLAGS=$flags cargo build --quiet --locked --release --target "$host" \
-	--manifest-path fuzz/Cargo.toml
-cargo run --quiet --locked --example seeds fuzz/seeds
-bin=${CARGO_TARGET_DIR:-fuzz/target}/$host/release
+	--target-dir "$build" --manifest-path fuzz/Cargo.toml
+cargo run --quiet --locked --example seeds "$build/seeds"
+bin=$build/$host/release
 
 log=$(mktemp)
 trap 'rm -rf "$log" "$log.d"' EXIT
@@ -53,8 +54,8 @@ each=$((seconds / $(echo "$targets" | wc -w)))
 status=0
 for target in $targets; do
 	case $target in
-	chunks) seeds=fuzz/seeds/pairs ;;
-	*) seeds=fuzz/seeds/messages ;;
+	chunks) seeds=$build/seeds/pairs ;;
+	*) seeds=$build/seeds/messages ;;
 	esac
 	mkdir -p "fuzz/corpus/$target" "fuzz/crashes/$target"
 	if "$bin/$target" -max_total_time="$each" -max_len=2048 -timeout=5 -rss_limit_mb=1024 \
