@@ -184,6 +184,8 @@ pub(crate) struct Filled {
 pub(crate) struct PinnedRqst<T: ClientTransport> {
     core: NonNull<Core<T>>,
     slot: NonNull<Slot<T::Slot>>,
+    /// How long the head was before [`Self::fill`] made it shorter.
+    head_len: Option<usize>,
 }
 
 // SAFETY: The pin belongs to no thread, and slots may be used from all of them.
@@ -198,6 +200,7 @@ impl<T: ClientTransport> PinnedRqst<T> {
         Self {
             core: NonNull::from(core),
             slot: NonNull::from(slot),
+            head_len: None,
         }
     }
 
@@ -238,12 +241,8 @@ impl<T: ClientTransport> PinnedRqst<T> {
         let head = unsafe { (*rqst).rq_rcv_buf.head[0] };
         let in_head = head.iov_len.min(inline.len());
         if ddp != 0 && in_head < head.iov_len {
-            // Both must stay identical: sunrpc compares them.
-            // SAFETY: As above. The head only becomes shorter.
-            unsafe {
-                (*rqst).rq_rcv_buf.head[0].iov_len = in_head;
-                (*rqst).rq_private_buf.head[0].iov_len = in_head;
-            }
+            self.head_len.get_or_insert(head.iov_len);
+            self.set_head_len(in_head);
         }
         let Some((first, rest)) = inline.split_at_checked(in_head) else {
             return Filled { copied: 0, len: 0 };
@@ -279,6 +278,18 @@ impl<T: ClientTransport> PinnedRqst<T> {
             len = len.saturating_add(tail.1);
         }
         Filled { copied, len }
+    }
+
+    /// Sets the length of the reply's head: to what it was, or less.
+    fn set_head_len(&mut self, len: usize) {
+        let rqst = self.raw();
+        // Both must stay identical: sunrpc compares them.
+        // SAFETY: The request is pinned and claimed: nobody else writes this. The memory of the
+        // head is not shorter than its original length.
+        unsafe {
+            (*rqst).rq_rcv_buf.head[0].iov_len = len;
+            (*rqst).rq_private_buf.head[0].iov_len = len;
+        }
     }
 
     /// Rows C95, C100: the reply is complete, `len` bytes long. `lease` shows that nobody else can
@@ -346,6 +357,10 @@ impl<T: ClientTransport> PinnedRqst<T> {
 
 impl<T: ClientTransport> Drop for PinnedRqst<T> {
     fn drop(&mut self) {
+        if let Some(len) = self.head_len {
+            // The next reply finds the space as the upper layer had made it.
+            self.set_head_len(len);
+        }
         // SAFETY: The value is being dropped.
         unsafe { self.unpin(None) };
     }
