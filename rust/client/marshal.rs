@@ -74,12 +74,15 @@ impl Shape {
         // CAST: Below: all are at most 64 KiB.
         let usable_send = wire::usable_send(inline.send, endpoint.segments).unwrap_or(0) as usize;
         let usable_recv = wire::usable_recv(inline.recv, endpoint.segments).unwrap_or(0) as usize;
+        // A Read list can go with a full Write or Reply chunk: longer than what C36 allows for.
+        let longest = wire::header_bytes(endpoint.segments, endpoint.segments.saturating_add(1))
+            .map_or(0, |header| inline.send.saturating_sub(header)) as usize;
         let ddp = rqst.ddp_allowed();
 
         let call = rqst.call();
         let args = if call.len() <= usable_send {
             Args::Inline
-        } else if ddp && call.is_write() && call.inline_len() <= usable_send {
+        } else if ddp && call.is_write() && call.inline_len() <= longest {
             Args::ReadChunk
         } else {
             Args::Long
