@@ -74,6 +74,9 @@ unsafe impl<P: Protocol> Completed<P> for TxEntry {
 /// The producer's side of the ring.
 pub(super) struct TxRing {
     entries: KVec<KBox<TxEntry>>,
+    /// The index of the entry of the next Send. Not computed from `head`, which wraps around at a
+    /// number that is no multiple of the number of entries.
+    next: usize,
     /// The sequence number of the next Send.
     head: u32,
     /// Sends since the last signalled one.
@@ -86,6 +89,7 @@ impl TxRing {
     pub(super) const fn empty() -> Self {
         Self {
             entries: KVec::new(),
+            next: 0,
             head: 0,
             unsignalled: 0,
             batch: 1,
@@ -109,6 +113,7 @@ impl TxRing {
         }
         Ok(Self {
             entries,
+            next: 0,
             head: 0,
             unsignalled: 0,
             // So many buffers at most wait for a completion although they were sent.
@@ -122,10 +127,18 @@ impl TxRing {
         (used as usize) < self.entries.len()
     }
 
-    fn entry(&mut self, seq: u32) -> Option<&mut KBox<TxEntry>> {
-        // CAST: As above.
-        let index = (seq as usize).checked_rem(self.entries.len())?;
-        self.entries.get_mut(index)
+    /// The entry of the next Send.
+    fn entry(&mut self) -> Option<&mut KBox<TxEntry>> {
+        self.entries.get_mut(self.next)
+    }
+
+    /// The entry of the next Send is the device's.
+    fn advance(&mut self) {
+        self.head = self.head.wrapping_add(1);
+        self.next = self.next.wrapping_add(1);
+        if self.next >= self.entries.len() {
+            self.next = 0;
+        }
     }
 }
 
@@ -160,11 +173,10 @@ impl<P: Protocol> Conn<P> {
 impl<P: Protocol> TxBuf<'_, P> {
     /// The buffer, and the connection's memory regions for what the message will name.
     pub(crate) fn split(&mut self) -> (&mut [u8], Regions<'_, P>) {
-        let seq = self.conn.tx.head;
         let bytes = self
             .conn
             .tx
-            .entry(seq)
+            .entry()
             .map_or(&mut [][..], |entry| entry.buf.bytes_mut());
         (bytes, Regions(&self.conn.inner))
     }
@@ -203,7 +215,7 @@ impl<P: Protocol> TxBuf<'_, P> {
         let Conn { tx, inner, .. } = self.conn;
         let seq = tx.head;
         let signal = tx.unsignalled.wrapping_add(1) >= tx.batch;
-        let entry = tx.entry(seq).ok_or(EINVAL)?;
+        let entry = tx.entry().ok_or(EINVAL)?;
         if len > entry.buf.len() {
             return Err(err::emsgsize());
         }
@@ -224,7 +236,7 @@ impl<P: Protocol> TxBuf<'_, P> {
         let first = chain(&raw mut wr);
         // The buffer is the device's from here on, whatever posting says: an error ends the
         // connection, and the ring goes with it.
-        tx.head = seq.wrapping_add(1);
+        tx.advance();
         tx.unsignalled = if signal {
             0
         } else {
