@@ -216,6 +216,9 @@ impl<T: ClientTransport> Core<T> {
 
     /// A resource has come back that a Send had failed for with [`super::SendError::Again`].
     pub(crate) fn write_space(&self) {
+        // Pairs with the barrier in `wait_for_buffer_space`: sunrpc looks at its flag without any,
+        // and whoever set the flag must see the resource.
+        kernel::sync::barrier::smp_mb();
         // SAFETY: The transport's memory is valid.
         unsafe { bindings::xprt_write_space(self.raw()) };
     }
