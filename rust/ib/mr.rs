@@ -300,6 +300,8 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
         // SAFETY: `Cx::invalidate` leaked the box.
         let this = unsafe { KBox::from_raw(this.as_ptr()) };
         super::expose::invalidated(this, cx, wc);
+        // The message that was put aside is back.
+        cx.inner().post_free_receives();
     }
 }
 

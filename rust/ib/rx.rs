@@ -187,7 +187,9 @@ impl<P: Protocol> Inner<P> {
 
     /// Posts the free buffers when there are enough of them to be worth a doorbell.
     ///
-    /// Called from the receive completion handler, and before there can be one.
+    /// Called from the completion handlers, and before there can be one. Both of them: messages
+    /// that waited for memory to be fenced are given back by the send queue's, and their credits
+    /// are used again at once.
     pub(super) fn post_free_receives(&self) {
         let mut free = {
             let mut pool = self.rx().lock();
