@@ -198,7 +198,11 @@ impl Events {
             rdma_cm_event_type_RDMA_CM_EVENT_DISCONNECTED => {
                 self.gone(Lost::Disconnected, err::econnaborted());
             }
-            // Device removal is told by `device.rs`, which waits for us.
+            // Once there is a lease, `device.rs` tells of this and waits for us. Before, the core
+            // waits for the identifier to go.
+            rdma_cm_event_type_RDMA_CM_EVENT_DEVICE_REMOVAL => {
+                self.abort(kernel::error::code::ENODEV);
+            }
             _ => {}
         }
     }

@@ -250,6 +250,8 @@ impl PinnedDrop for Client {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: Registered by `new`. This calls `remove` for every device.
         unsafe { bindings::ib_unregister_client(self.raw.get()) };
+        // Statics are not dropped when a module goes.
+        *DEVICES.lock() = KVec::new();
     }
 }
 
