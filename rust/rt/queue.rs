@@ -117,6 +117,17 @@ pub(crate) fn module_queue() -> &'static Queue {
     })
 }
 
+/// Calls `f`, in which allocations do not reclaim memory by way of file systems: those may wait for
+/// what the caller is about to do.
+pub(crate) fn without_fs<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: Both functions change a flag of the current thread alone.
+    let flags = unsafe { bindings::memalloc_nofs_save() };
+    let result = f();
+    // SAFETY: As above; the flags are those of the call above.
+    unsafe { bindings::memalloc_nofs_restore(flags) };
+    result
+}
+
 /// As [`module_queue`], for C functions.
 pub(crate) fn module_queue_raw() -> *mut bindings::workqueue_struct {
     let queue = MODULE_QUEUE.load(Acquire);

@@ -388,7 +388,8 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
         return;
     } else {
         // SAFETY: `connect` has taken the lock over for this function.
-        attempt(xprt, &mut unsafe { SendLock::new(xprt) })
+        let mut lock = unsafe { SendLock::new(xprt) };
+        queue::without_fs(|| attempt(xprt, &mut lock))
     };
     // SAFETY: The transport is alive: it is locked.
     unsafe { bindings::xprt_clear_connecting(raw) };
