@@ -70,6 +70,10 @@ use kernel::{
         Mutex,
         SpinLock, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
     workqueue::{
         impl_has_work,
         new_work,
@@ -209,8 +213,9 @@ impl Limits {
             );
             return Err(ENOMEM);
         }
-        // Two lists of regions, each registered and invalidated, and the Send.
-        let wrs = regions.saturating_mul(2).saturating_add(1);
+        // Two lists of regions, registered before the Send and invalidated after it.
+        let exposed = regions.saturating_mul(2);
+        let wrs = exposed.saturating_add(1);
         let mut requests = params.requests;
         loop {
             let batch = (requests / 4).clamp(1, 32);
@@ -220,12 +225,18 @@ impl Limits {
             // Room for the buffers that were sent but wait for a signalled completion.
             let tx_count = requests.saturating_add(params.extra);
             let tx_count = tx_count.saturating_add(tx_count / 7).saturating_add(2);
+            // Every buffer's Send with its registrations; a chain of invalidations for each request
+            // and for `Exposed::invalidate_sync`; and the region for padding. Nothing of this is
+            // posted again before its completion, or a later one, was handled, so that neither the
+            // queue nor its completion queue overflows.
             let send_wr = tx_count
                 .saturating_mul(wrs)
+                .saturating_add(requests.saturating_add(1).saturating_mul(exposed))
                 .saturating_add(1)
                 .saturating_add(DRAIN);
             let recv_wr = rx_count.saturating_add(DRAIN);
-            if send_wr <= caps.max_qp_wr && recv_wr <= caps.max_qp_wr {
+            let most = caps.max_qp_wr.min(caps.max_cqe);
+            if send_wr <= most && recv_wr <= most {
                 return Ok(Self {
                     requests,
                     regions,
@@ -243,7 +254,7 @@ impl Limits {
                 pr_err!(
                     "device {}: queues of {} work requests are too small\n",
                     name,
-                    caps.max_qp_wr
+                    most
                 );
                 return Err(ENOMEM);
             }
@@ -407,7 +418,25 @@ impl<P: Protocol> Inner<P> {
 
     /// Takes an idle region.
     pub(super) fn take_mr(&self) -> Option<KBox<MrCtx<P>>> {
-        self.mrs.lock().idle.pop()
+        let mut pool = self.mrs.lock();
+        let mr = pool.idle.pop();
+        if mr.is_none() {
+            pool.missed = pool.returned;
+        }
+        mr
+    }
+
+    /// Puts a region back that was taken a moment ago and has not been used: whoever does that may
+    /// be about to call [`Conn::region_shortage`], for which it is not one that has come back.
+    pub(super) fn put_unused_mr(mr: KBox<MrCtx<P>>) {
+        let this = mr.inner.clone();
+        let mut pool = this.mrs.lock();
+        if pool.closed {
+            drop(pool);
+            drop(mr);
+            return;
+        }
+        pool.idle.push(mr);
     }
 
     /// Puts an idle region back.
@@ -420,6 +449,7 @@ impl<P: Protocol> Inner<P> {
             return;
         }
         pool.idle.push(mr);
+        pool.returned = pool.returned.wrapping_add(1);
         let starved = core::mem::replace(&mut pool.starved, false);
         drop(pool);
         if starved {
@@ -442,11 +472,11 @@ impl<P: Protocol> Inner<P> {
         self.lost(Lost::InvalidateFailed);
     }
 
-    /// Makes more regions. Sleeps.
-    fn refill(self: &Arc<Self>) {
+    /// Makes more regions, and tells how many. Sleeps.
+    fn refill(self: &Arc<Self>) -> u32 {
         let mut refill = self.refill.lock();
         let Some(refill) = &mut *refill else {
-            return;
+            return 0;
         };
         let mut made = 0u32;
         while made < refill.batch && refill.total < refill.max {
@@ -460,6 +490,7 @@ impl<P: Protocol> Inner<P> {
         self.proto.regions_created(made);
         // The next shortage asks for more at once.
         refill.batch = refill.batch.saturating_mul(2).min(64);
+        made
     }
 }
 
@@ -467,7 +498,11 @@ impl<P: Protocol> WorkItem for Inner<P> {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        this.refill();
+        if queue::without_fs(|| this.refill()) == 0 {
+            // Nothing to make them of, now: do not chase the sender, who would ask again at once.
+            // A region that comes back wakes it without us.
+            fsleep(Delta::from_millis(10));
+        }
         this.proto.writable();
     }
 }
@@ -665,10 +700,12 @@ impl<P: Protocol> Conn<P> {
     }
 
     /// Call after [`super::tx::Regions::take`] found nothing, and after the caller is ready for
-    /// [`Protocol::writable`]: it will be called when there are regions. Does not sleep.
+    /// [`Protocol::writable`]: it will be called when there are more regions than there were, those
+    /// included that the caller took and gave back. Does not sleep.
     pub(crate) fn region_shortage(&self) {
         let mut pool = self.inner.mrs.lock();
-        let late = !pool.idle.is_empty();
+        // Idle regions say nothing: a message may need more than there are.
+        let late = pool.returned != pool.missed;
         pool.starved = !late;
         drop(pool);
         if late {

@@ -53,6 +53,8 @@ pub(crate) struct Caps {
     pub(crate) max_fast_reg: u32,
     /// Work requests that one queue can hold.
     pub(crate) max_qp_wr: u32,
+    /// Completions that one completion queue can hold.
+    pub(crate) max_cqe: u32,
     /// Reads and atomics that a peer may have outstanding at a queue pair.
     pub(crate) max_qp_rd_atom: u32,
 }
@@ -151,6 +153,7 @@ impl DeviceLease {
                 != 0,
             max_fast_reg: attrs.max_fast_reg_page_list_len,
             max_qp_wr: u32::try_from(attrs.max_qp_wr).unwrap_or(0),
+            max_cqe: u32::try_from(attrs.max_cqe).unwrap_or(0),
             max_qp_rd_atom: u32::try_from(attrs.max_qp_rd_atom).unwrap_or(0),
         }
     }

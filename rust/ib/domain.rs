@@ -22,6 +22,7 @@ use kernel::{
         new_mutex,
         Arc,
         Mutex,
+        MutexGuard,
         UniqueArc, //
     },
 };
@@ -49,6 +50,9 @@ pub(super) struct Domain {
     lkey: u32,
     #[pin]
     gate: Mutex<Option<Gate>>,
+    /// Held by whoever waits for what was posted through the gate: there is room for one.
+    #[pin]
+    turn: Mutex<()>,
     /// The queue pair and the completion queues are gone.
     #[pin]
     quiesced: Completion,
@@ -77,6 +81,7 @@ impl Domain {
             // SAFETY: Just allocated.
             lkey: unsafe { (*pd.as_ptr()).local_dma_lkey },
             gate <- new_mutex!(None),
+            turn <- new_mutex!(()),
             quiesced <- Completion::new(),
             lease,
         }));
@@ -113,6 +118,12 @@ impl Domain {
         let gate = self.gate.lock().take();
         // Not under the lock: the owner may go with it.
         drop(gate);
+    }
+
+    /// Waits for the turn to post through the gate: to be kept until what was posted is complete.
+    /// Sleeps.
+    pub(super) fn wait_turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock()
     }
 
     /// Posts work requests from a context that the connection does not know of. Sleeps.

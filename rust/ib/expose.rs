@@ -98,7 +98,7 @@ impl<P: Protocol> Exposing<P> {
                 Ok(handle)
             }
             Err(e) => {
-                Inner::put_mr(mr);
+                Inner::put_unused_mr(mr);
                 Err(e)
             }
         }
@@ -108,7 +108,7 @@ impl<P: Protocol> Exposing<P> {
     pub(crate) fn cancel(mut self) -> P::Lease {
         while let Some(mut mr) = self.mrs.pop() {
             mr.unmap();
-            Inner::put_mr(mr);
+            Inner::put_unused_mr(mr);
         }
         self.lease
     }
@@ -200,16 +200,22 @@ impl<P: Protocol> Exposed<P> {
             return lease;
         };
         let domain = last.domain.clone();
+        let turn = domain.wait_turn();
         pin_init::stack_pin_init!(let wait = SyncWait::new());
         last.sync = &raw const *wait;
         let first = chain_inv(&mut last, &mut rest);
         // SAFETY: The chain is made of `LOCAL_INV`s of registered regions of the domain. All of
-        // them stay until the last one completed or the queue pair is gone.
+        // them, and `wait`, stay until the last one completed or the queue pair is gone.
         let mut ok = unsafe { domain.post_through_gate(first) };
         if ok {
             while !wait.done.wait_msecs(1000) && !domain.is_quiesced() {}
             ok = wait.ok.load(Acquire);
         }
+        if !ok {
+            domain.fail(Lost::InvalidateFailed);
+            domain.wait_quiesced();
+        }
+        drop(turn);
         last.sync = core::ptr::null();
         rest.push(last);
         if ok {
@@ -219,8 +225,6 @@ impl<P: Protocol> Exposed<P> {
             }
             return lease;
         }
-        domain.fail(Lost::InvalidateFailed);
-        domain.wait_quiesced();
         // The queue pair is gone, so the regions can be destroyed whatever state they are in.
         drop(rest);
         lease

@@ -315,6 +315,10 @@ pub(super) struct Pool<P: Protocol> {
     pub(super) orphans: Stack<MrCtx<P>>,
     /// Somebody found the pool empty and waits for [`Protocol::writable`].
     pub(super) starved: bool,
+    /// Counts the regions that came to the pool after use.
+    pub(super) returned: u32,
+    /// What `returned` was when the pool was found empty last.
+    pub(super) missed: u32,
     pub(super) closed: bool,
 }
 
@@ -324,6 +328,8 @@ impl<P: Protocol> Pool<P> {
             idle: Stack::new(),
             orphans: Stack::new(),
             starved: false,
+            returned: 0,
+            missed: 0,
             closed: false,
         }
     }
