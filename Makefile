@@ -32,7 +32,7 @@ demo:
 	@scripts/demo
 
 test:
-	@tests/run
+	@tests/all
 
 bench:
 	@scripts/bench
