@@ -28,7 +28,6 @@ use super::{
     },
     rx::{
         self,
-        RxBuf,
         RxMsg, //
     },
     tx::TxRing, //
@@ -360,6 +359,11 @@ impl<P: Protocol> Inner<P> {
         &self.rx
     }
 
+    /// The memory regions.
+    pub(super) fn mrs(&self) -> &SpinLock<mr::Pool<P>> {
+        &self.mrs
+    }
+
     /// The entry of work requests of which only failure matters.
     pub(super) fn err_cqe(&self) -> *mut bindings::ib_cqe {
         self.err_entry.cqe.as_raw()
@@ -373,7 +377,8 @@ impl<P: Protocol> Inner<P> {
     /// Posts to the send queue.
     ///
     /// `Err` means that the last work request of the chain was not posted, and that the connection
-    /// is lost.
+    /// is lost. `Ok` means that it was posted, or that the connection is lost and the device did
+    /// not say how far it came.
     ///
     /// # Safety
     ///
@@ -387,11 +392,18 @@ impl<P: Protocol> Inner<P> {
         }
         let mut bad: *const bindings::ib_send_wr = core::ptr::null();
         // SAFETY: By the type invariant; the rest as the caller promises.
-        to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) })
-            .inspect_err(|_| self.lost(Lost::PostFailed))
+        let ret = to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) });
+        if ret.is_err() {
+            self.lost(Lost::PostFailed);
+        }
+        if bad.is_null() {
+            return Ok(());
+        }
+        ret
     }
 
-    /// Posts to the receive queue. `Err` has the first work request that was not posted.
+    /// Posts to the receive queue. `Err` has the first work request that was not posted, null if
+    /// the device did not say.
     ///
     /// # Safety
     ///
@@ -413,7 +425,7 @@ impl<P: Protocol> Inner<P> {
             return Ok(());
         }
         self.lost(Lost::PostFailed);
-        Err(if bad.is_null() { first } else { bad.cast_mut() })
+        Err(bad.cast_mut())
     }
 
     /// Takes an idle region.
@@ -525,7 +537,7 @@ impl<P: Protocol> Link for Inner<P> {
 pub(crate) struct Cx<'a, P: Protocol>(&'a Inner<P>);
 
 impl<'a, P: Protocol> Cx<'a, P> {
-    /// For the completion trampoline.
+    /// For the completion trampoline, and for what takes its place when the queues are gone.
     pub(super) fn new(inner: &'a Inner<P>) -> Self {
         Self(inner)
     }
@@ -638,12 +650,13 @@ impl<P: Protocol> Conn<P> {
         unsafe { domain.open_gate(qp, inner.clone()) };
 
         // Receives before credits: all of them.
-        for _ in 0..limits.rx_count {
-            inner.put_rx(RxBuf::new(inner, domain, params.rx_bytes)?);
-        }
+        inner.fill_rx(domain, limits.rx_count, params.rx_bytes)?;
         inner.post_free_receives();
 
         self.tx = TxRing::new::<P>(domain, limits.tx_count, params.tx_bytes)?;
+        // CAST: Hundreds.
+        let fences = KVec::with_capacity(limits.requests as usize, GFP_KERNEL)?;
+        inner.mrs.lock().fences = fences;
         *inner.refill.lock() = Some(Refill {
             domain: domain.clone(),
             depth: limits.depth,
@@ -759,6 +772,11 @@ impl<P: Protocol> Conn<P> {
         unsafe { id.destroy_qp() };
         // No handler runs when this is done.
         self.cqs = None;
+        // SAFETY: All queues are gone; the rings are closed below.
+        unsafe {
+            self.inner.reap_fences();
+            self.inner.reap_receives();
+        }
         *self.inner.refill.lock() = None;
         self.domain.set_quiesced();
 

@@ -23,6 +23,7 @@ use super::{
         Quiesced, //
     },
     cq::Wc,
+    device::Link,
     mr::{
         Access,
         Handle,
@@ -45,10 +46,13 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::atomic::{
-        Acquire,
-        AtomicFlag,
-        Release, //
+    sync::{
+        atomic::{
+            Acquire,
+            AtomicFlag,
+            Release, //
+        },
+        Arc, //
     },
 };
 
@@ -60,6 +64,10 @@ pub(super) struct Stash<P: Protocol> {
 }
 
 /// A set that is being made: memory may be mapped, but nothing was posted.
+///
+/// # Invariants
+///
+/// All regions are of one connection.
 pub(crate) struct Exposing<P: Protocol> {
     lease: P::Lease,
     mrs: Stack<MrCtx<P>>,
@@ -82,7 +90,8 @@ impl<P: Protocol> Exposing<P> {
     /// DDP: adds as many of `regions` as one memory region can hold, for the peer to read or to
     /// write once the set is posted. The regions must be kept by the set's lease.
     ///
-    /// `tag` becomes the upper half of the address. `EIO` when mapping fails.
+    /// `tag` becomes the upper half of the address. `EIO` when mapping fails, `EINVAL` when the set
+    /// has regions of another connection.
     pub(crate) fn expose<'a>(
         &mut self,
         mr: Mr<P>,
@@ -91,9 +100,14 @@ impl<P: Protocol> Exposing<P> {
         tag: u32,
     ) -> Result<Handle> {
         let mut mr = mr.0;
+        if !self.is_of(&mr.inner) {
+            Inner::put_unused_mr(mr);
+            return Err(EINVAL);
+        }
         let gaps = mr.inner.limits().sg_gaps;
         match mr.map(regions, access, tag, gaps) {
             Ok(handle) => {
+                // INVARIANT: Checked above.
                 self.mrs.push(mr);
                 Ok(handle)
             }
@@ -102,6 +116,14 @@ impl<P: Protocol> Exposing<P> {
                 Err(e)
             }
         }
+    }
+
+    /// Whether all regions are of this connection.
+    pub(super) fn is_of(&mut self, inner: &Arc<Inner<P>>) -> bool {
+        let mut ours = true;
+        self.mrs
+            .for_each(|mr| ours &= Arc::ptr_eq(&mr.inner, inner));
+        ours
     }
 
     /// Gives up: nothing was posted, so the regions are idle again.
@@ -128,20 +150,28 @@ impl<P: Protocol> Exposing<P> {
 
     /// From here on the peer may reach the memory.
     pub(super) fn posted(self) -> Exposed<P> {
-        Exposed {
-            lease: ManuallyDrop::new(self.lease),
-            mrs: ManuallyDrop::new(self.mrs),
-        }
+        Exposed::new(self.lease, self.mrs)
     }
 }
 
 /// Memory that a peer may reach.
+///
+/// # Invariants
+///
+/// All regions are of one connection, and were posted to its queue pair unless that has failed.
 pub(crate) struct Exposed<P: Protocol> {
     lease: ManuallyDrop<P::Lease>,
     mrs: ManuallyDrop<Stack<MrCtx<P>>>,
 }
 
 impl<P: Protocol> Exposed<P> {
+    fn new(lease: P::Lease, mrs: Stack<MrCtx<P>>) -> Self {
+        Self {
+            lease: ManuallyDrop::new(lease),
+            mrs: ManuallyDrop::new(mrs),
+        }
+    }
+
     fn into_parts(self) -> (P::Lease, Stack<MrCtx<P>>) {
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not used afterwards and its destructor does not run.
@@ -283,21 +313,36 @@ impl<P: Protocol> Cx<'_, P> {
             self.inner().proto().fenced(self, pending, Ok((lease, 0)));
             return Ok(());
         };
+        if !core::ptr::eq(Arc::as_ptr(&last.inner), self.inner()) {
+            self.inner().lost(Lost::InvalidateFailed);
+            rest.push(last);
+            return Err((Exposed::new(lease, rest), pending));
+        }
         let first = chain_inv(&mut last, &mut rest);
         last.stash = Some(Stash {
             lease,
             rest,
             pending,
         });
-        let last = KBox::into_raw(last);
+        let Some(last) = NonNull::new(KBox::into_raw(last)) else {
+            return Ok(());
+        };
+        // SAFETY: Just leaked, and either new to this function or handed back by a completion.
+        let noted = unsafe { self.inner().fence(last) };
         // SAFETY: `LOCAL_INV`s of registered regions of this connection, which stay until the last
         // one's completion hands the box back.
-        if unsafe { self.inner().post_send(first) }.is_ok() {
+        if noted && unsafe { self.inner().post_send(first) }.is_ok() {
             return Ok(());
+        }
+        if noted {
+            // SAFETY: Noted above, and no completion will do this: see below.
+            unsafe { self.inner().unfence(last) };
+        } else {
+            self.inner().lost(Lost::InvalidateFailed);
         }
         // SAFETY: An error means that the last work request of the chain was not posted, so nobody
         // else has the box.
-        let mut last = unsafe { KBox::from_raw(last) };
+        let mut last = unsafe { KBox::from_raw(last.as_ptr()) };
         let Some(stash) = last.stash.take() else {
             return Ok(());
         };
@@ -309,13 +354,15 @@ impl<P: Protocol> Cx<'_, P> {
 fn unstash<P: Protocol>(last: KBox<MrCtx<P>>, stash: Stash<P>) -> (Exposed<P>, P::Pending) {
     let mut mrs = stash.rest;
     mrs.push(last);
-    (
-        Exposed {
-            lease: ManuallyDrop::new(stash.lease),
-            mrs: ManuallyDrop::new(mrs),
-        },
-        stash.pending,
-    )
+    (Exposed::new(stash.lease, mrs), stash.pending)
+}
+
+/// The last `LOCAL_INV` of a set will never complete, but its queue pair is gone.
+pub(super) fn not_invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_, P>) {
+    if let Some(stash) = last.stash.take() {
+        let (set, pending) = unstash(last, stash);
+        cx.inner().proto().fenced(cx, pending, Err(set));
+    }
 }
 
 /// The last `LOCAL_INV` of a set completed.

@@ -100,6 +100,8 @@ pub(super) struct MrCtx<P: Protocol> {
     nents: u32,
     mapped: Option<Direction>,
     pub(super) stash: Option<Stash<P>>,
+    /// Where the pool's list of fences has this one: see [`Pool::fence`].
+    at: usize,
     pub(super) sync: *const SyncWait,
     pub(super) domain: Arc<Domain>,
     pub(super) inner: Arc<Inner<P>>,
@@ -150,6 +152,7 @@ impl<P: Protocol> MrCtx<P> {
                 nents: 0,
                 mapped: None,
                 stash: None,
+                at: 0,
                 sync: core::ptr::null(),
                 domain: domain.clone(),
                 inner: inner.clone(),
@@ -297,6 +300,8 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
             unsafe { SyncWait::finish(sync, wc.ok().is_ok()) };
             return;
         }
+        // SAFETY: `Cx::invalidate` has passed it to `fence`.
+        unsafe { cx.inner().unfence(this) };
         // SAFETY: `Cx::invalidate` leaked the box.
         let this = unsafe { KBox::from_raw(this.as_ptr()) };
         super::expose::invalidated(this, cx, wc);
@@ -308,11 +313,68 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
 /// An idle memory region: no memory is mapped, no peer can reach anything by it.
 pub(crate) struct Mr<P: Protocol>(pub(super) KBox<MrCtx<P>>);
 
+/// A region that belongs to its `LOCAL_INV`.
+pub(super) struct Fence<P: Protocol>(NonNull<MrCtx<P>>);
+
+// SAFETY: Regions are `Send`.
+unsafe impl<P: Protocol> Send for Fence<P> {}
+
+impl<P: Protocol> Inner<P> {
+    /// Notes that `mr` belongs to its `LOCAL_INV`, for [`Self::reap_fences`]. `false` if there are
+    /// more of these than requests. Until [`Self::unfence`], nobody may refer to all of `mr`.
+    ///
+    /// # Safety
+    ///
+    /// `mr` is a leaked box, and was not passed to this function since it was passed to
+    /// [`Self::unfence`].
+    pub(super) unsafe fn fence(&self, mr: NonNull<MrCtx<P>>) -> bool {
+        let mut pool = self.mrs().lock();
+        // SAFETY: By the contract of this function, and the field is used under this lock alone.
+        unsafe { (*mr.as_ptr()).at = pool.fences.len() };
+        pool.fences.push_within_capacity(Fence(mr)).is_ok()
+    }
+
+    /// Undoes [`Self::fence`].
+    ///
+    /// # Safety
+    ///
+    /// [`Self::fence`] has returned `true` for `mr`.
+    pub(super) unsafe fn unfence(&self, mr: NonNull<MrCtx<P>>) {
+        let mut pool = self.mrs().lock();
+        // SAFETY: As above.
+        let at = unsafe { (*mr.as_ptr()).at };
+        let Some(moved) = pool.fences.pop() else {
+            return;
+        };
+        if let Some(place) = pool.fences.get_mut(at) {
+            // SAFETY: Regions in the list are leaked boxes; the rest as above.
+            unsafe { (*moved.0.as_ptr()).at = at };
+            *place = moved;
+        }
+    }
+
+    /// Fails the fences that never completed, because the device failed to flush them.
+    ///
+    /// # Safety
+    ///
+    /// The queue pair and the completion queues are gone.
+    pub(super) unsafe fn reap_fences(&self) {
+        let fences = core::mem::take(&mut self.mrs().lock().fences);
+        for fence in fences {
+            // SAFETY: `Cx::invalidate` leaked the box, and nobody completes it.
+            let mr = unsafe { KBox::from_raw(fence.0.as_ptr()) };
+            super::expose::not_invalidated(mr, &Cx::new(self));
+        }
+    }
+}
+
 /// The pool of idle regions of a connection, and those that can only be freed with it.
 pub(super) struct Pool<P: Protocol> {
     pub(super) idle: Stack<MrCtx<P>>,
     /// Regions whose owner lost track of them: they stay registered until the connection is gone.
     pub(super) orphans: Stack<MrCtx<P>>,
+    /// Regions that belong to their `LOCAL_INV`s, the last ones of their chains.
+    pub(super) fences: KVec<Fence<P>>,
     /// Somebody found the pool empty and waits for [`Protocol::writable`].
     pub(super) starved: bool,
     /// Counts the regions that came to the pool after use.
@@ -327,6 +389,7 @@ impl<P: Protocol> Pool<P> {
         Self {
             idle: Stack::new(),
             orphans: Stack::new(),
+            fences: KVec::new(),
             starved: false,
             returned: 0,
             missed: 0,

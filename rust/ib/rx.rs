@@ -50,6 +50,8 @@ pub(super) struct RxBuf<P: Protocol> {
     /// Bytes of the message, not more than the buffer has.
     len: usize,
     invalidated: Option<u32>,
+    /// The buffer belongs to its work request. Read only by [`Inner::reap_receives`].
+    posted: bool,
     inner: Arc<Inner<P>>,
     link: Option<KBox<Self>>,
 }
@@ -81,6 +83,7 @@ impl<P: Protocol> RxBuf<P> {
                 buf,
                 len: 0,
                 invalidated: None,
+                posted: false,
                 inner: inner.clone(),
                 link: None,
             },
@@ -94,6 +97,7 @@ unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
     unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
         // SAFETY: `Inner::post_free_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
+        this.posted = false;
         let inner = cx.inner();
         match wc.ok() {
             Ok(wc) => {
@@ -158,9 +162,17 @@ impl<P: Protocol> RemoteInvalidated<P> {
     }
 }
 
+/// A buffer that belongs to somebody else, or to its work request.
+struct Known<P: Protocol>(NonNull<RxBuf<P>>);
+
+// SAFETY: The buffers are `Send`; only `reap_receives` follows the pointer.
+unsafe impl<P: Protocol> Send for Known<P> {}
+
 /// The buffers of the ring that are not posted and hold no message.
 pub(super) struct Pool<P: Protocol> {
     pub(super) free: Stack<RxBuf<P>>,
+    /// All buffers of the ring, while it is not closed.
+    all: KVec<Known<P>>,
     pub(super) closed: bool,
 }
 
@@ -168,12 +180,51 @@ impl<P: Protocol> Pool<P> {
     pub(super) const fn new() -> Self {
         Self {
             free: Stack::new(),
+            all: KVec::new(),
             closed: false,
         }
     }
 }
 
 impl<P: Protocol> Inner<P> {
+    /// Makes the buffers of the ring. Sleeps.
+    pub(super) fn fill_rx(self: &Arc<Self>, domain: &Arc<Domain>, count: u32, size: u32) -> Result {
+        // CAST: Hundreds.
+        let mut all = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        for _ in 0..count {
+            let buf = RxBuf::new(self, domain, size)?;
+            let raw = NonNull::new(KBox::into_raw(buf)).ok_or(ENOMEM)?;
+            // SAFETY: Leaked by the line above.
+            let buf = unsafe { KBox::from_raw(raw.as_ptr()) };
+            all.push(Known(raw), GFP_KERNEL)?;
+            self.put_rx(buf);
+        }
+        let old = core::mem::replace(&mut self.rx().lock().all, all);
+        drop(old);
+        Ok(())
+    }
+
+    /// Takes back the buffers whose Receives never completed, because the device failed to flush
+    /// them.
+    ///
+    /// # Safety
+    ///
+    /// The queue pair and the completion queues are gone, and the ring is not closed yet.
+    pub(super) unsafe fn reap_receives(&self) {
+        let all = core::mem::take(&mut self.rx().lock().all);
+        for buf in all {
+            let raw = buf.0.as_ptr();
+            // SAFETY: Buffers are not freed before the ring is closed. Only handlers and those who
+            // post write the field, and there are none of them any more.
+            if unsafe { (*raw).posted } {
+                // SAFETY: `post_free_receives` leaked the box, and nobody completes it.
+                let mut buf = unsafe { KBox::from_raw(raw) };
+                buf.posted = false;
+                self.put_rx(buf);
+            }
+        }
+    }
+
     /// Puts a buffer back into the ring.
     pub(super) fn put_rx(&self, buf: KBox<RxBuf<P>>) {
         let mut pool = self.rx().lock();
@@ -209,6 +260,7 @@ impl<P: Protocol> Inner<P> {
             buf.wr.__bindgen_anon_1.wr_cqe = buf.cqe.as_raw();
             buf.wr.sg_list = &raw mut buf.sge;
             buf.wr.num_sge = 1;
+            buf.posted = true;
             first = &raw mut buf.wr;
         }
         // SAFETY: Receives into mapped buffers that stay until their completion.
@@ -224,7 +276,9 @@ impl<P: Protocol> Inner<P> {
                 (*wr.as_ptr()).__bindgen_anon_1.wr_cqe.cast::<RxBuf<P>>()
             };
             // SAFETY: Leaked above and not posted.
-            self.put_rx(unsafe { KBox::from_raw(raw) });
+            let mut buf = unsafe { KBox::from_raw(raw) };
+            buf.posted = false;
+            self.put_rx(buf);
         }
     }
 }

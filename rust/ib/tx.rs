@@ -197,9 +197,13 @@ impl<P: Protocol> TxBuf<'_, P> {
         mut set: Exposing<P>,
         publish: impl FnOnce(Exposed<P>),
     ) -> Result {
-        // SAFETY: The chain is made of registrations of mapped regions of this connection, whose
-        // owner is on our stack.
-        let ret = unsafe { self.post(len, |send| set.link_before(send)) };
+        let ret = if set.is_of(&self.conn.inner) {
+            // SAFETY: The chain is made of registrations of mapped regions of this connection, as
+            // was just checked, whose owner is on our stack.
+            unsafe { self.post(len, |send| set.link_before(send)) }
+        } else {
+            Err(EINVAL)
+        };
         publish(set.posted());
         ret
     }
