@@ -43,8 +43,7 @@ class results:
 
 
 def say(text):
-    for line in str(text).splitlines():
-        print("# " + line)
+    sys.stdout.write("".join(f"# {line}\n" for line in str(text).splitlines()))
     sys.stdout.flush()
 
 
@@ -304,7 +303,7 @@ def rdma_objects(kind):
 
 def link(state, node="server"):
     """Pull out or plug in the RDMA network's cable of a node."""
-    if NODES == 2:
-        run("on-host", f"link {node} {state}")
-    else:
-        run("ip", "link", "set", NETDEV, state)
+    if NODES == 1:
+        # Taking the one device down puts rxe's GSI queue pair in the error state for good.
+        raise Skip("one guest has no cable")
+    run("on-host", f"link {node} {state}")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Big directories, and calls and replies that are too long for one Send."""
 
+import ctypes
 import errno
 import os
 
@@ -14,6 +15,15 @@ def counted(at, before, *names):
     after = xprt_stats(at)
     grown = {n: after[n] - before[n] for n in names}
     expect(all(grown.values()), f"counters grew by {grown}")
+
+
+def getxattr(path, name, room=65536):
+    """os.getxattr() tries with 128 bytes first; this one asks once."""
+    space = ctypes.create_string_buffer(room)
+    got = libc.getxattr(path.encode(), name.encode(), space, room)
+    if got < 0:
+        raise OSError(ctypes.get_errno(), "getxattr")
+    return space.raw[:got]
 
 
 with server_folder("many") as folder:
@@ -95,8 +105,22 @@ with server_folder("long") as folder:
             run("umount", at)
             mount("4.2")
             before = xprt_stats(at)
-            expect(os.getxattr(path, "user.big") == value, "what was read back differs")
+            expect(getxattr(path, "user.big") == value, "what was read back differs")
             if size > 4000:
                 counted(at, before, "reply_chunk_count")
             os.unlink(path)
+
+    # GETXATTR has no limit in its arguments: the client expects 128 bytes and offers no chunk for
+    # more, the server answers with RDMA_ERROR. The call fails, the connection goes on.
+    with check("v4.2: reply longer than what the client offers room for"), mounted("4.2") as at:
+        path = f"{at}/long/large"
+        on_server(f"cd {folder} && python3 -c 'import os; open(\"large\", \"w\"); "
+                  "os.setxattr(\"large\", \"user.big\", b\"x\" * 20000)'")
+        try:
+            getxattr(path, "user.big", 128)
+            raise Failed("20000 bytes came in 128")
+        except OSError as error:
+            expect(error.errno in (errno.EIO, errno.ERANGE), f"errno {error.errno}")
+        expect(getxattr(path, "user.big") == b"x" * 20000, "what was read with more room differs")
+        equal(xprt_stats(at)["connect_count"], 1, "connections made")
 done()

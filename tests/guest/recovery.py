@@ -5,53 +5,77 @@ import os
 import random
 import signal
 import subprocess
-import threading
+import sys
 import time
 
 from lib import *
 
 SIZE = 48 << 20
-DATA = random_bytes(SIZE)
 CHUNK = 256 << 10
 
 
-class Copy(threading.Thread):
-    """Write a file and read it back in a thread, slowly enough to be interrupted."""
+class Copy:
+    """Write a file and read it back in another process, slowly enough to be interrupted.
+
+    This process must have no file of the mount open: what it starts would wait for the server when
+    it closes its copy of the file, and could not bring the server up again.
+    """
 
     def __init__(self, path, direct):
-        super().__init__(daemon=True)
-        self.path, self.direct, self.done, self.error = path, direct, 0, None
+        write("/tmp/progress", "0")
+        self.process = subprocess.Popen([sys.executable, __file__, "copy", path, str(int(direct))],
+                                        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def run(self):
+    def done(self):
+        return int(read("/tmp/progress") or 0)
+
+    def over(self):
+        return self.process.poll() is not None
+
+    def wait(self, limit):
+        """Output of the copier, empty if all was well."""
         try:
-            flags = os.O_DIRECT if self.direct else 0
-            view = buffer(DATA)
-            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | flags, 0o644)
-            while self.done < SIZE:
-                self.done += os.pwrite(fd, view[self.done:self.done + CHUNK], self.done)
-            os.fsync(fd)
-            os.close(fd)
-            expect(read_file(self.path, self.direct) == DATA, "what was read back differs")
-        except Exception as error:
-            self.error = error
+            return self.process.communicate(timeout=limit)[0]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise Failed(f"copy hangs at {self.done() >> 20} MiB, {limit} s later")
+
+
+def copy(path, direct):
+    """In the other process."""
+    with open("/tmp/data", "rb") as f:
+        data = buffer(f.read())
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | (os.O_DIRECT if direct else 0), 0o644)
+    progress = os.open("/tmp/progress", os.O_WRONLY)
+    at = 0
+    while at < SIZE:
+        at += os.pwrite(fd, data[at:at + CHUNK], at)
+        os.pwrite(progress, b"%d" % at, 0)
+    os.fsync(fd)
+    os.close(fd)
+    if read_file(path, direct) != data:
+        sys.exit("what was read back differs")
+
+
+if sys.argv[1:2] == ["copy"]:
+    sys.exit(copy(sys.argv[2], sys.argv[3] == "1"))
+DATA = random_bytes(SIZE)
+with open("/tmp/data", "wb") as f:
+    f.write(DATA)
 
 
 def through(vers, direct, disturb, limit):
     """Copy while disturb() happens, and compare on both sides."""
     with server_folder("r") as folder, mounted(vers) as at:
         before = xprt_stats(at)["connect_count"]
-        copy = Copy(f"{at}/r/f", direct)
-        copy.start()
-        wait_for(lambda: copy.done > SIZE // 8 or copy.error, 60, "an eighth copied")
+        copier = Copy(f"{at}/r/f", direct)
+        wait_for(lambda: copier.done() > SIZE // 8 or copier.over(), 60, "an eighth copied")
         begun = time.monotonic()
-        reached = copy.done
+        reached = copier.done()
         disturb()
         say(f"disturbed at {reached >> 20} MiB for {time.monotonic() - begun:.1f} s")
         expect(reached < SIZE, "the copy was over before the disturbance")
-        copy.join(limit)
-        expect(not copy.is_alive(), f"copy hangs at {copy.done >> 20} MiB, {limit} s later")
-        if copy.error:
-            raise copy.error
+        equal(copier.wait(limit), "", "words of the copier")
         say(f"whole again {time.monotonic() - begun:.1f} s after the disturbance; "
             f"connections made: {xprt_stats(at)['connect_count'] - before}")
         equal(server_sums(folder)["f"], sha(DATA), "sum on the server")
