@@ -39,7 +39,11 @@ mod dma;
 mod domain;
 mod expose;
 mod mr;
+mod op;
+mod passive;
 mod rx;
+mod server;
+mod srx;
 mod tx;
 
 pub(crate) use self::{
@@ -61,6 +65,19 @@ pub(crate) use self::{
         Access,
         Handle, //
     },
+    op::Reply,
+    passive::{
+        Doorbell,
+        Incoming,
+        Listener, //
+    },
     rx::RxMsg,
+    server::{
+        Payload,
+        ServerConn,
+        ServerParams,
+        Service, //
+    },
+    srx::Message,
     tx::Regions, //
 };

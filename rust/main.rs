@@ -17,6 +17,7 @@ pub(crate) mod bindings;
 mod client;
 mod ib;
 mod rt;
+mod server;
 mod sunrpc;
 pub mod wire;
 
@@ -26,7 +27,7 @@ module! {
     authors: ["The rpcrdma-rust authors"],
     description: "RPC over RDMA transport",
     license: "GPL",
-    alias: ["rpcrdma", "rpcrdma6", "xprtrdma"],
+    alias: ["rpcrdma", "rpcrdma6", "svcrdma", "xprtrdma"],
 }
 
 /// The loaded module: what it registered, in the order of teardown.
@@ -34,6 +35,8 @@ module! {
 struct RpcRdma {
     tunables: Option<rt::sysctl::Registration>,
     class: sunrpc::ClassRegistration<client::Rdma>,
+    server: sunrpc::SvcRegistration<server::RdmaServer>,
+    _server_tunables: rt::sysctl::Registration,
     #[pin]
     devices: ib::Client,
     queue: rt::queue::ModuleQueue,
@@ -46,6 +49,9 @@ impl kernel::InPlaceModule for RpcRdma {
             queue: unsafe { rt::queue::ModuleQueue::new(c"rpcrdma_rust") }?,
             // SAFETY: The module is initialised once.
             devices <- unsafe { ib::Client::new(c"rpcrdma_rust") },
+            // Row M17: this is.
+            _server_tunables: server::register_tunables()?,
+            server: sunrpc::SvcRegistration::new()?,
             class: sunrpc::ClassRegistration::new()?,
             // Row M17: not there is not fatal.
             tunables: client::register_tunables().ok(),

@@ -6,10 +6,12 @@
 
 pub(crate) mod completion;
 pub(crate) mod err;
+pub(crate) mod fifo;
 pub(crate) mod kbuf;
 pub(crate) mod module_ref;
 pub(crate) mod net;
 pub(crate) mod pages;
+pub(crate) mod pagevec;
 pub(crate) mod queue;
 pub(crate) mod stack;
 pub(crate) mod sysctl;

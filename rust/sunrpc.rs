@@ -24,6 +24,7 @@ mod ops;
 mod rqst;
 mod slot;
 mod stats;
+mod svc;
 mod xdr;
 mod xprt;
 
@@ -41,6 +42,16 @@ pub(crate) use self::{
     },
     slot::PayloadLease,
     stats::ClientStats,
+    svc::{
+        CallRqst,
+        DetachedReply,
+        Inbox,
+        ReplyRqst,
+        ServerTransport,
+        ServiceLimits,
+        SvcHandle,
+        SvcRegistration, //
+    },
     xdr::XdrView,
     xprt::{
         SendLock,

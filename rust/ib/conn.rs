@@ -105,6 +105,8 @@ pub(crate) enum Lost {
     PostFailed,
     /// A region could not be invalidated.
     InvalidateFailed,
+    /// The device reports an error of the queue pair.
+    QueueError,
 }
 
 /// What uses a connection.

@@ -80,6 +80,13 @@ impl Cqe {
         }))
     }
 
+    /// As [`Self::new`], for a queue made by [`Cq::with_context`].
+    pub(super) fn in_context<X, T: CompletedIn<X>>() -> Self {
+        Self(Opaque::new(bindings::ib_cqe {
+            done: Some(trampoline_in::<X, T>),
+        }))
+    }
+
     /// As work requests take it.
     pub(super) fn as_raw(&self) -> *mut bindings::ib_cqe {
         self.0.get()
@@ -99,6 +106,41 @@ pub(super) unsafe trait Completed<P: Protocol>: Sized {
     /// `this` is the object whose entry a work request carried, and this is the completion of that
     /// work request. Work requests with this entry were posted as the type's own rules say.
     unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>);
+}
+
+/// As [`Completed`], for completion queues whose context is an `X`.
+///
+/// # Safety
+///
+/// As for [`Completed`].
+pub(super) unsafe trait CompletedIn<X>: Sized {
+    /// Takes a completion. Runs in the completion queue's work item, one at a time per queue.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Completed::completed`].
+    unsafe fn completed_in(this: NonNull<Self>, cx: &X, wc: Wc<'_>);
+}
+
+/// # Safety
+///
+/// Called by the RDMA core with a completion queue made by [`Cq::with_context`] for the same `X`,
+/// and the completion of a work request that carried the entry of a `T`.
+unsafe extern "C" fn trampoline_in<X, T: CompletedIn<X>>(
+    cq: *mut bindings::ib_cq,
+    wc: *mut bindings::ib_wc,
+) {
+    // SAFETY: The completion is valid for the call.
+    let wc = unsafe { &*wc };
+    // SAFETY: Work requests of this module carry an entry, never a number.
+    let cqe = unsafe { wc.__bindgen_anon_1.wr_cqe };
+    let Some(this) = NonNull::new(cqe.cast::<T>()) else {
+        return;
+    };
+    // SAFETY: `Cq::with_context` stored an `X`, which outlives the queue.
+    let cx = unsafe { &*(*cq).cq_context.cast::<X>() };
+    // SAFETY: `this` by the promise of `CompletedIn`: the entry is the first field of the `T`.
+    unsafe { T::completed_in(this, cx, Wc(wc)) };
 }
 
 /// # Safety
@@ -135,6 +177,9 @@ pub(super) struct Cq {
 // SAFETY: Completion queues may be used from any thread.
 unsafe impl Send for Cq {}
 
+// SAFETY: As above; shared references allow waiting for handlers alone.
+unsafe impl Sync for Cq {}
+
 impl Cq {
     /// Makes a queue with room for `depth` completions. Sleeps.
     ///
@@ -146,11 +191,25 @@ impl Cq {
         inner: *const Inner<P>,
         depth: u32,
     ) -> Result<Self> {
+        // SAFETY: As the caller promises.
+        unsafe { Self::with_context(domain, inner, depth) }
+    }
+
+    /// As [`Self::new`], for entries made by [`Cqe::in_context`] with the same `X`.
+    ///
+    /// # Safety
+    ///
+    /// `cx` stays valid until the queue was dropped.
+    pub(super) unsafe fn with_context<X>(
+        domain: &Arc<Domain>,
+        cx: *const X,
+        depth: u32,
+    ) -> Result<Self> {
         // SAFETY: The lease keeps the device. The name lives for ever.
         let raw = from_err_ptr(unsafe {
             bindings::__ib_alloc_cq_any(
                 domain.lease().as_raw(),
-                inner.cast_mut().cast(),
+                cx.cast_mut().cast(),
                 c_int::try_from(depth)?,
                 bindings::ib_poll_context_IB_POLL_WORKQUEUE,
                 super::conn::OWNER.as_char_ptr(),

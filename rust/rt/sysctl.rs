@@ -41,6 +41,102 @@ impl Tunable {
     }
 }
 
+/// A number that only grows, until an administrator writes to it: that makes it 0.
+pub(crate) struct Counter(Atomic<u64>);
+
+impl Counter {
+    /// A counter at 0.
+    pub(crate) const fn new() -> Self {
+        Self(Atomic::new(0))
+    }
+
+    /// Counts `n`.
+    pub(crate) fn add(&self, n: u64) {
+        self.0.add(n, Relaxed);
+    }
+}
+
+/// Shows a counter, or resets it.
+///
+/// # Safety
+///
+/// The kernel calls it for an entry that [`Table::of`] made of a counter, with room for `*len` bytes
+/// at `buf`.
+unsafe extern "C" fn show_counter(
+    table: *const bindings::ctl_table,
+    write: c_int,
+    buf: *mut c_void,
+    len: *mut usize,
+    pos: *mut bindings::loff_t,
+) -> c_int {
+    // SAFETY: `data` is a static counter.
+    let counter = unsafe { &*(*table).data.cast::<Counter>() };
+    if write != 0 {
+        counter.0.store(0, Relaxed);
+        return 0;
+    }
+    // 64 bits have at most 20 digits.
+    let mut text: [c_char; 24] = [0; 24];
+    // SAFETY: The format takes one number, and the buffer has the size that is passed. The rest is
+    // by the contract of this function: no more than `*len` bytes are written.
+    unsafe {
+        let written = bindings::snprintf(
+            text.as_mut_ptr(),
+            text.len(),
+            c"%llu\n".as_char_ptr(),
+            counter.0.load(Relaxed),
+        );
+        let text = text
+            .get(..usize::try_from(written).unwrap_or(0))
+            .unwrap_or(&[]);
+        let rest = usize::try_from(*pos)
+            .ok()
+            .and_then(|pos| text.get(pos..))
+            .unwrap_or(&[]);
+        let count = rest.len().min(*len);
+        core::ptr::copy_nonoverlapping(rest.as_ptr(), buf.cast(), count);
+        *len = count;
+        // CAST: A few bytes.
+        *pos = (*pos).wrapping_add(count as bindings::loff_t);
+    }
+    0
+}
+
+/// What an entry of a [`Table`] shows.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// A number that can be set.
+    Tunable(&'static Tunable),
+    /// A number that can be reset.
+    Counter(&'static Counter),
+}
+
+impl Entry {
+    const fn row(self, name: &'static CStr) -> bindings::ctl_table {
+        let mut row = pin_init::zeroed::<bindings::ctl_table>();
+        row.procname = as_char_ptr_in_const_context(name);
+        row.mode = 0o644;
+        match self {
+            Self::Tunable(tunable) => {
+                row.data = tunable.value.as_ptr().cast();
+                // CAST: 4.
+                row.maxlen = size_of::<i32>() as c_int;
+                row.proc_handler = Some(bindings::proc_dointvec_minmax);
+                // C only reads the limits.
+                row.extra1 = core::ptr::from_ref(&tunable.min).cast_mut().cast();
+                row.extra2 = core::ptr::from_ref(&tunable.max).cast_mut().cast();
+            }
+            Self::Counter(counter) => {
+                row.data = core::ptr::from_ref(counter).cast_mut().cast();
+                // CAST: 8.
+                row.maxlen = size_of::<u64>() as c_int;
+                row.proc_handler = Some(show_counter);
+            }
+        }
+        row
+    }
+}
+
 /// `N` tunables that appear in one directory.
 #[repr(transparent)]
 pub(crate) struct Table<const N: usize>([UnsafeCell<bindings::ctl_table>; N]);
@@ -54,21 +150,24 @@ impl<const N: usize> Table<N> {
         let mut table = [const { pin_init::zeroed::<bindings::ctl_table>() }; N];
         let mut i = 0;
         while i < N {
-            let (name, tunable) = entries[i];
-            table[i] = bindings::ctl_table {
-                procname: as_char_ptr_in_const_context(name),
-                data: tunable.value.as_ptr().cast(),
-                // CAST: 4.
-                maxlen: size_of::<i32>() as c_int,
-                mode: 0o644,
-                proc_handler: Some(bindings::proc_dointvec_minmax),
-                poll: core::ptr::null_mut(),
-                // C only reads the limits.
-                extra1: core::ptr::from_ref(&tunable.min).cast_mut().cast(),
-                extra2: core::ptr::from_ref(&tunable.max).cast_mut().cast(),
-            };
+            table[i] = Entry::Tunable(entries[i].1).row(entries[i].0);
             i += 1;
         }
+        Self::wrap(table)
+    }
+
+    /// Makes a table of names and entries of all kinds, for a static.
+    pub(crate) const fn of(entries: [(&'static CStr, Entry); N]) -> Self {
+        let mut table = [const { pin_init::zeroed::<bindings::ctl_table>() }; N];
+        let mut i = 0;
+        while i < N {
+            table[i] = entries[i].1.row(entries[i].0);
+            i += 1;
+        }
+        Self::wrap(table)
+    }
+
+    const fn wrap(table: [bindings::ctl_table; N]) -> Self {
         // SAFETY: `UnsafeCell<T>` has the layout of `T`, so the arrays have the same layout.
         Self(unsafe {
             core::mem::transmute_copy::<

@@ -1,0 +1,566 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Connections that were accepted: for a protocol that answers requests, and moves their payload
+//! itself by RDMA Read and Write.
+//!
+//! | operation | here |
+//! | --- | --- |
+//! | receive | [`Service::received`] gets a [`Message`] of the receive ring |
+//! | read payload | [`ServerConn::read`] gives a [`Read`] that owns the pages until [`Service::read_done`] |
+//! | write payload, send | [`ServerConn::reply`] gives a [`Reply`]: RDMA Writes and a Send, one chain |
+//!
+//! Any number of threads use a connection at the same time. None of them waits for room in the send
+//! queue: what does not fit is put in line, whole, and posted by the completion that makes room
+//! (row X55). [`ServerConn::is_congested`] tells when there is such a line, so that no further
+//! requests are taken up.
+//!
+//! Memory of a connection, in the steady state: for each of the `requests + extra + batch` Receives
+//! one buffer, and for each reply that was ever being sent at the same time as others, up to
+//! `requests`, one buffer.
+
+use super::{
+    cq::{
+        CompletedIn,
+        Cq,
+        Cqe,
+        WcErr, //
+    },
+    device::{
+        DeviceLease,
+        Link,
+        Listening, //
+    },
+    domain::Domain,
+    op::{
+        Op,
+        RwCtx,
+        Sq, //
+    },
+    passive::Incoming,
+    srx::{
+        self,
+        Message,
+        RxBuf, //
+    },
+    Lost, //
+};
+use crate::{
+    bindings,
+    rt::{
+        fifo::Fifo,
+        pages::Region,
+        pagevec::PageVec,
+        stack::Stack, //
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    str::CStr,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        new_spinlock,
+        Arc,
+        SpinLock, //
+    },
+};
+
+/// Work requests that the core needs for draining a queue (row X59: they have their own room).
+const DRAIN: u32 = 1;
+
+/// Pieces of memory that one work request names at most.
+const MAX_SGES: u32 = 32;
+
+/// Room in the send queue for transfers, whatever the number of requests: what does not fit waits.
+const MAX_TRANSFER_WRS: u32 = 2048;
+
+/// The least room for transfers: as many work requests as there can be segments in a message.
+const MIN_TRANSFER_WRS: u32 = 1100;
+
+/// Pages that one memory region of the RDMA core covers, on devices that need regions to read.
+const PAGES_PER_REGION: u32 = 256;
+
+/// What uses a connection.
+///
+/// The methods are called from completion handlers of the connection, in process context, without
+/// locks held; they must not sleep. Receives are handled one at a time, and so are completions on
+/// the send queue, but the two run concurrently. None is called after the connection was dropped.
+pub(crate) trait Service: Sized + Send + Sync + 'static {
+    /// What the service keeps while payload is being read.
+    type Job: Send + 'static;
+    /// The memory of replies.
+    type Payload: Payload;
+
+    /// A message arrived. It can be there before [`ServerConn::accept`] has returned.
+    fn received(&self, msg: Message<Self>);
+
+    /// What [`Read::post`] was asked for is in the pages.
+    fn read_done(&self, pages: PageVec, job: Self::Job);
+
+    /// The connection is not congested any more.
+    fn writable(&self);
+
+    /// The connection cannot go on: called once or more. Any context, even with interrupts disabled. It
+    /// must only schedule the end.
+    fn lost(&self, why: Lost);
+
+    /// No other method is called any more; messages and payload that are kept must be dropped.
+    fn ended(&self);
+}
+
+/// Memory of a reply, which stays where it is and is not written while the value exists, even when
+/// the value moves.
+pub(crate) trait Payload: Send + 'static {
+    /// The pieces of memory of `len` bytes from byte `at` of the reply on.
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
+}
+
+/// What a protocol asks of connections.
+#[derive(Clone, Copy)]
+pub(crate) struct ServerParams {
+    /// Requests that the peer may have outstanding.
+    pub(crate) requests: u32,
+    /// Requests below which the connection is of no use.
+    pub(crate) min_requests: u32,
+    /// Messages that the peer may send in answer to ours.
+    pub(crate) extra: u32,
+    /// Size of message buffers in bytes.
+    pub(crate) msg_bytes: u32,
+    /// Pages that one request can move.
+    pub(crate) max_pages: u32,
+}
+
+/// What the device made of [`ServerParams`].
+#[derive(Clone, Copy)]
+pub(crate) struct ServerLimits {
+    /// Requests that the peer may have outstanding.
+    pub(crate) requests: u32,
+    /// Receives that exist: so many messages can be in the hands of the protocol at most.
+    pub(crate) messages: u32,
+    /// The device can invalidate memory of the peer.
+    pub(crate) remote_invalidation: bool,
+    pub(super) rx_batch: u32,
+    pub(super) max_ops: u32,
+    msg_bytes: u32,
+    /// Room for work requests in the send queue.
+    send_wr: u32,
+    recv_wr: u32,
+    sges: u32,
+    regions: u32,
+    initiator_depth: u8,
+}
+
+impl ServerLimits {
+    /// Fits what is asked for to what the device has, before anything is announced (row X32).
+    fn new(lease: &DeviceLease, port: u32, peer_reads: u8, params: &ServerParams) -> Result<Self> {
+        let dev = lease.as_raw();
+        // SAFETY: The lease keeps the device; attributes do not change.
+        let attrs = unsafe { &(*dev).attrs };
+        // SAFETY: As above.
+        let (iwarp, fabric) = unsafe {
+            (
+                bindings::rdma_protocol_iwarp(dev, port),
+                bindings::rdma_ib_or_roce(dev, port),
+            )
+        };
+        // Row S24.
+        if !iwarp && !fabric {
+            return Err(EINVAL);
+        }
+        let initiator_depth = u32::try_from(attrs.max_qp_init_rd_atom)
+            .unwrap_or(0)
+            .min(peer_reads.into());
+        // Row W52.
+        if initiator_depth == 0 {
+            return Err(EINVAL);
+        }
+        let max_wr = u32::try_from(attrs.max_qp_wr).unwrap_or(0);
+        let sges = u32::try_from(attrs.max_send_sge)
+            .unwrap_or(0)
+            .clamp(1, MAX_SGES);
+        let read_sges = u32::try_from(attrs.max_sge_rd).unwrap_or(0).clamp(1, sges);
+        let mut requests = params.requests;
+        loop {
+            let rx_batch = (requests / 8).clamp(1, 16);
+            let messages = requests
+                .saturating_add(params.extra)
+                .saturating_add(rx_batch);
+            let recv_wr = messages.saturating_add(DRAIN);
+            let sends = requests.saturating_add(params.extra);
+            let per_request = params.max_pages.div_ceil(read_sges).saturating_add(2);
+            let transfers = requests
+                .saturating_mul(per_request)
+                .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);
+            let send_wr = sends
+                .saturating_add(transfers)
+                .min(max_wr.saturating_sub(DRAIN));
+            // Half of the queue at least is for transfers.
+            if recv_wr <= max_wr && sends <= send_wr / 2 {
+                return Ok(Self {
+                    requests,
+                    messages,
+                    remote_invalidation: lease.caps().mem_mgt,
+                    rx_batch,
+                    // A peer may send its next request before the completion of our reply to the
+                    // last one was handled.
+                    max_ops: sends.saturating_mul(2),
+                    msg_bytes: params.msg_bytes,
+                    send_wr,
+                    recv_wr,
+                    sges,
+                    regions: if iwarp {
+                        requests.saturating_mul(params.max_pages.div_ceil(PAGES_PER_REGION))
+                    } else {
+                        0
+                    },
+                    // CAST: It came from a byte.
+                    initiator_depth: initiator_depth as u8,
+                });
+            }
+            if requests <= params.min_requests {
+                return Err(ENOMEM);
+            }
+            requests = (requests / 2).max(params.min_requests);
+        }
+    }
+}
+
+/// What the completion handlers of a connection see.
+///
+/// # Invariants
+///
+/// `qp` is null, or a valid queue pair: from before the first work request is posted until
+/// `ServerConn::tear_down` has drained it.
+#[pin_data]
+pub(super) struct Shared<S: Service> {
+    qp: Atomic<*mut bindings::ib_qp>,
+    port: u32,
+    told: AtomicFlag,
+    limits: ServerLimits,
+    /// Operations that exist.
+    pub(super) op_count: Atomic<u32>,
+    #[pin]
+    pub(super) rx: SpinLock<srx::Pool<S>>,
+    #[pin]
+    pub(super) sq: SpinLock<Sq<S>>,
+    #[pin]
+    pub(super) replies: SpinLock<Stack<Op<S>>>,
+    #[pin]
+    pub(super) reads: SpinLock<Stack<Op<S>>>,
+    #[pin]
+    pub(super) rws: SpinLock<Stack<RwCtx>>,
+    /// Operations of which it is not known what the device does with them.
+    #[pin]
+    pub(super) orphans: SpinLock<Fifo<Op<S>>>,
+    pub(super) congested: AtomicFlag,
+    service: S,
+}
+
+// SAFETY: Queue pairs may be used from any thread; the rest is `Send`.
+unsafe impl<S: Service> Send for Shared<S> {}
+
+// SAFETY: As above, and the rest is `Sync`.
+unsafe impl<S: Service> Sync for Shared<S> {}
+
+impl<S: Service> Shared<S> {
+    fn new(service: S, limits: ServerLimits, port: u32) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            // INVARIANT: There is no queue pair.
+            pin_init!(Self {
+                qp: Atomic::new(core::ptr::null_mut()),
+                port,
+                told: AtomicFlag::new(false),
+                limits,
+                op_count: Atomic::new(0),
+                rx <- new_spinlock!(srx::Pool::new()),
+                sq <- new_spinlock!(Sq::new(limits.send_wr)),
+                replies <- new_spinlock!(Stack::new()),
+                reads <- new_spinlock!(Stack::new()),
+                rws <- new_spinlock!(Stack::new()),
+                orphans <- new_spinlock!(Fifo::new()),
+                congested: AtomicFlag::new(false),
+                service,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(super) fn service(&self) -> &S {
+        &self.service
+    }
+
+    pub(super) fn limits(&self) -> &ServerLimits {
+        &self.limits
+    }
+
+    pub(super) fn port(&self) -> u32 {
+        self.port
+    }
+
+    /// The queue pair: null when there is none.
+    pub(super) fn qp(&self) -> *mut bindings::ib_qp {
+        self.qp.load(Acquire)
+    }
+
+    /// A work request failed.
+    pub(super) fn completion_failed(&self, e: WcErr) {
+        self.lost(Lost::CompletionError(e.status()));
+    }
+}
+
+impl<S: Service> Link for Shared<S> {
+    fn lost(&self, why: Lost) {
+        // That a device goes away is of importance whatever else has happened.
+        if !self.told.xchg(true, Full) || why == Lost::DeviceRemoved {
+            self.service.lost(why);
+        }
+    }
+}
+
+/// Rows S23 and X37.
+///
+/// # Safety
+///
+/// Called by the device's driver, in any context, with a valid event, for a queue pair that was
+/// made by [`ServerConn::accept`] with this context.
+unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, context: *mut c_void) {
+    // SAFETY: The queue pair is destroyed before the last reference is dropped.
+    let shared = unsafe { &*context.cast::<Shared<S>>() };
+    // SAFETY: The event is valid for the call.
+    let kind = unsafe { (*event).event };
+
+    #[allow(non_upper_case_globals)]
+    match kind {
+        bindings::ib_event_type_IB_EVENT_PATH_MIG
+        | bindings::ib_event_type_IB_EVENT_COMM_EST
+        | bindings::ib_event_type_IB_EVENT_SQ_DRAINED
+        | bindings::ib_event_type_IB_EVENT_QP_LAST_WQE_REACHED => {}
+        _ => shared.lost(Lost::QueueError),
+    }
+}
+
+/// A connection. Dropping it shuts it down, which sleeps, but in no case longer than the device
+/// takes to flush its queues.
+pub(crate) struct ServerConn<S: Service> {
+    pub(super) shared: Arc<Shared<S>>,
+    pub(super) domain: Arc<Domain>,
+    cqs: Option<(Cq, Cq)>,
+    listening: Option<Listening>,
+    incoming: KBox<Incoming>,
+}
+
+impl<S: Service> ServerConn<S> {
+    /// Accepts a connection. Sleeps. On failure the peer is rejected.
+    ///
+    /// `new` makes the service when it is known what the device allows. `private` is what the peer
+    /// is told about us. When the peer learns of the connection, all Receives are posted.
+    pub(crate) fn accept(
+        incoming: KBox<Incoming>,
+        params: &ServerParams,
+        private: &[u8],
+        new: impl FnOnce(&ServerLimits) -> Result<S>,
+    ) -> Result<Self> {
+        let raw = incoming.id.as_ptr();
+        // SAFETY: The identifier of a request is bound to a device and a port.
+        let (dev, port) = unsafe { ((*raw).device, (*raw).port_num) };
+        let lease = DeviceLease::new(dev)?;
+        let limits = ServerLimits::new(&lease, port, incoming.peer_reads, params)?;
+        let domain = Domain::new(lease)?;
+        let shared = Shared::new(new(&limits)?, limits, port)?;
+        let mut this = Self {
+            shared,
+            domain,
+            cqs: None,
+            listening: None,
+            incoming,
+        };
+        // From here on `tear_down` undoes what was done.
+        this.bring_up(private)?;
+        Ok(this)
+    }
+
+    fn bring_up(&mut self, private: &[u8]) -> Result {
+        let shared = &self.shared;
+        let domain = &self.domain;
+        let limits = shared.limits;
+        let id = self.incoming.id.as_ptr();
+        self.listening = Some(domain.lease().listen(shared.clone())?);
+        self.incoming.events.set_link(shared.clone())?;
+
+        let context = Arc::as_ptr(shared);
+        let cqe = |wrs: u32| wrs.saturating_add(DRAIN);
+        // SAFETY: `tear_down` drops the queues before `shared`.
+        let send_cq = unsafe { Cq::with_context(domain, context, cqe(limits.send_wr)) }?;
+        // SAFETY: As above.
+        let recv_cq = unsafe { Cq::with_context(domain, context, limits.recv_wr) }?;
+        let mut attr: bindings::ib_qp_init_attr = pin_init::zeroed();
+        attr.event_handler = Some(qp_event::<S>);
+        attr.qp_context = context.cast_mut().cast();
+        attr.send_cq = send_cq.as_raw();
+        attr.recv_cq = recv_cq.as_raw();
+        attr.sq_sig_type = bindings::ib_sig_type_IB_SIGNAL_REQ_WR;
+        attr.qp_type = bindings::ib_qp_type_IB_QPT_RC;
+        attr.port_num = shared.port;
+        self.cqs = Some((send_cq, recv_cq));
+        let mut sges = limits.sges;
+        loop {
+            attr.cap = pin_init::zeroed();
+            attr.cap.max_send_wr = cqe(limits.send_wr);
+            attr.cap.max_recv_wr = limits.recv_wr;
+            attr.cap.max_send_sge = sges;
+            attr.cap.max_recv_sge = 1;
+            attr.cap.max_rdma_ctxs = limits.regions;
+            // SAFETY: The identifier is valid; the queues are of the same device and outlive the
+            // queue pair: `tear_down` sees to that.
+            let ret = unsafe { bindings::rdma_create_qp(id, domain.as_raw(), &mut attr) };
+            match to_result(ret) {
+                Ok(()) => break,
+                // Long work requests may be too much for the length of the queue.
+                Err(_) if sges > 4 => sges /= 2,
+                Err(e) => return Err(e),
+            }
+        }
+        // SAFETY: The queue pair was just made.
+        let qp = NonNull::new(unsafe { (*id).qp }).ok_or(EINVAL)?;
+        // INVARIANT: `tear_down` drains it and clears the pointer before it is destroyed.
+        shared.qp.store(qp.as_ptr(), Release);
+
+        // Receives before credits: all of them.
+        for _ in 0..limits.messages {
+            shared.put_rx(RxBuf::new(shared, domain, limits.msg_bytes)?);
+        }
+        shared.post_receives(1)?;
+
+        let mut param = bindings::rdma_conn_param {
+            private_data: private.as_ptr().cast(),
+            private_data_len: u8::try_from(private.len())?,
+            initiator_depth: limits.initiator_depth,
+            ..pin_init::zeroed()
+        };
+        // SAFETY: The identifier is valid; the parameters are copied. Accepting needs the handler
+        // lock.
+        to_result(unsafe {
+            bindings::rdma_lock_handler(id);
+            let ret = bindings::rdma_accept(id, &mut param);
+            bindings::rdma_unlock_handler(id);
+            ret
+        })
+    }
+
+    /// What the connection can do.
+    pub(crate) fn limits(&self) -> &ServerLimits {
+        &self.shared.limits
+    }
+
+    /// Size of message buffers.
+    pub(super) fn msg_bytes(&self) -> u32 {
+        self.shared.limits.msg_bytes
+    }
+
+    /// The device's name.
+    pub(crate) fn device(&self) -> &CStr {
+        self.domain.lease().name()
+    }
+
+    /// The protocol's part.
+    pub(crate) fn service(&self) -> &S {
+        &self.shared.service
+    }
+
+    /// Whether operations wait for room in the send queue.
+    pub(crate) fn is_congested(&self) -> bool {
+        self.shared.congested.load(Relaxed)
+    }
+
+    /// Starts to end the connection: what is posted is flushed. May sleep.
+    pub(crate) fn disconnect(&self) {
+        // SAFETY: The identifier is valid. It fails when there is no connection.
+        unsafe { bindings::rdma_disconnect(self.incoming.id.as_ptr()) };
+    }
+
+    fn tear_down(&mut self) {
+        let shared = &self.shared;
+        let id = self.incoming.id.as_ptr();
+        self.incoming.events.clear_link();
+        self.listening = None;
+        // Nobody posts Receives any more ...
+        let unused = {
+            let mut pool = shared.rx.lock();
+            pool.closed = true;
+            pool.free.take()
+        };
+        // ... or what waits for room in the send queue; threads would need us.
+        let waiting = {
+            let mut sq = shared.sq.lock();
+            sq.closed = true;
+            sq.waiting.take()
+        };
+        drop(unused);
+        // SAFETY: The identifier is valid.
+        unsafe { bindings::rdma_disconnect(id) };
+        if let Some((send_cq, recv_cq)) = &self.cqs {
+            // Handlers that were about to post have done so when this returns.
+            recv_cq.flush();
+            send_cq.flush();
+        }
+        let qp = shared.qp();
+        if !qp.is_null() {
+            // SAFETY: The queue pair is valid, and nobody posts.
+            unsafe {
+                bindings::ib_drain_rq(qp);
+                bindings::ib_drain_sq(qp);
+            }
+        }
+        // What operations hold is released while there still is a queue pair. The device does not
+        // touch any of it: it was not posted, or has been flushed.
+        let orphans = shared.orphans.lock().take();
+        for mut list in [waiting, orphans] {
+            while let Some(mut op) = list.pop() {
+                // SAFETY: See above.
+                unsafe { op.reset() };
+                op.discard();
+            }
+        }
+        let rws = shared.rws.lock().take();
+        drop(rws);
+        // INVARIANT: There is no queue pair as far as others are concerned.
+        shared.qp.store(core::ptr::null_mut(), Release);
+        // SAFETY: Nobody uses the queue pair.
+        unsafe {
+            if !(*id).qp.is_null() {
+                bindings::rdma_destroy_qp(id);
+            }
+        }
+        // No handler runs when this is done.
+        self.cqs = None;
+        self.domain.set_quiesced();
+        shared.service.ended();
+        let replies = shared.replies.lock().take();
+        let reads = shared.reads.lock().take();
+        drop((replies, reads));
+    }
+}
+
+impl<S: Service> Drop for ServerConn<S> {
+    fn drop(&mut self) {
+        self.tear_down();
+    }
+}
+
+/// What has completion entries on the queues of a [`ServerConn`].
+pub(super) trait Entry<S: Service>: CompletedIn<Shared<S>> {
+    /// A completion entry for `Self`.
+    fn entry() -> Cqe {
+        Cqe::in_context::<Shared<S>, Self>()
+    }
+}
+
+impl<S: Service, T: CompletedIn<Shared<S>>> Entry<S> for T {}

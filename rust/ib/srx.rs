@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The receive ring of an accepted connection.
+//!
+//! Buffers belong to the device from posting to completion, then to the [`Message`], which the
+//! protocol drops as soon as it has copied what it needs; the buffer is posted again by whoever
+//! drops it. There are `requests + extra + batch` buffers. Of these, fewer than `batch` lie idle,
+//! and those in messages stand for requests that the peer has outstanding, so that a peer which
+//! respects its credits never finds the ring empty (row W53).
+
+use super::{
+    cq::{
+        CompletedIn,
+        Cqe,
+        Wc, //
+    },
+    device::Link,
+    dma::{
+        Direction,
+        DmaBuf, //
+    },
+    domain::Domain,
+    server::{
+        Entry,
+        Service,
+        Shared, //
+    },
+    Lost, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        stack::{
+            Linked,
+            Stack, //
+        },
+    },
+};
+use core::{
+    mem::ManuallyDrop,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::Arc, //
+};
+
+/// One receive buffer.
+#[repr(C)]
+pub(super) struct RxBuf<S: Service> {
+    cqe: Cqe,
+    wr: bindings::ib_recv_wr,
+    sge: bindings::ib_sge,
+    buf: DmaBuf,
+    /// Bytes of the message, not more than the buffer has.
+    len: usize,
+    shared: Arc<Shared<S>>,
+    link: Option<KBox<Self>>,
+}
+
+// SAFETY: The pointers in the work request point into the buffer itself and are followed by the
+// queue pair alone. The rest is `Send`.
+unsafe impl<S: Service> Send for RxBuf<S> {}
+
+// SAFETY: A shared reference permits reading the message alone.
+unsafe impl<S: Service> Sync for RxBuf<S> {}
+
+impl<S: Service> Linked for RxBuf<S> {
+    fn link(&mut self) -> &mut Option<KBox<Self>> {
+        &mut self.link
+    }
+}
+
+impl<S: Service> RxBuf<S> {
+    /// Allocates and maps a buffer of `size` bytes.
+    pub(super) fn new(
+        shared: &Arc<Shared<S>>,
+        domain: &Arc<Domain>,
+        size: u32,
+    ) -> Result<KBox<Self>> {
+        // CAST: At most 64 KiB.
+        let buf = DmaBuf::new(domain, size as usize, Direction::FromDevice)?;
+        Ok(KBox::new(
+            Self {
+                cqe: Self::entry(),
+                wr: pin_init::zeroed(),
+                sge: buf.sge(size),
+                buf,
+                len: 0,
+                shared: shared.clone(),
+                link: None,
+            },
+            GFP_KERNEL,
+        )?)
+    }
+}
+
+// SAFETY: `repr(C)`, with the entry made for this type as the first field.
+unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
+    unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+        // SAFETY: `Shared::post_receives` leaked the box when it posted the work request.
+        let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
+        match wc.ok() {
+            Ok(wc) => {
+                // CAST: `usize` is at least 32 bits.
+                this.len = (wc.byte_len() as usize).min(this.buf.len());
+                this.buf.for_cpu(this.len);
+                shared.service().received(Message(ManuallyDrop::new(this)));
+            }
+            Err(e) => {
+                shared.completion_failed(e);
+                shared.put_rx(this);
+            }
+        }
+    }
+}
+
+/// A received message. Dropping it gives its buffer back to the ring.
+pub(crate) struct Message<S: Service>(ManuallyDrop<KBox<RxBuf<S>>>);
+
+impl<S: Service> Message<S> {
+    /// The bytes of the message, as the peer chose them.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.0.buf.bytes().get(..self.0.len).unwrap_or(&[])
+    }
+}
+
+impl<S: Service> Drop for Message<S> {
+    fn drop(&mut self) {
+        // SAFETY: The field is not used afterwards.
+        let buf = unsafe { ManuallyDrop::take(&mut self.0) };
+        let shared = buf.shared.clone();
+        shared.put_rx(buf);
+        // An error was reported, and ends the connection.
+        let _ = shared.post_receives(shared.limits().rx_batch);
+    }
+}
+
+/// The buffers of the ring that are not posted and hold no message.
+pub(super) struct Pool<S: Service> {
+    pub(super) free: Stack<RxBuf<S>>,
+    pub(super) closed: bool,
+}
+
+impl<S: Service> Pool<S> {
+    pub(super) const fn new() -> Self {
+        Self {
+            free: Stack::new(),
+            closed: false,
+        }
+    }
+}
+
+impl<S: Service> Shared<S> {
+    /// Puts a buffer back into the ring.
+    pub(super) fn put_rx(&self, buf: KBox<RxBuf<S>>) {
+        let mut pool = self.rx.lock();
+        if !pool.closed {
+            pool.free.push(buf);
+            return;
+        }
+        drop(pool);
+        drop(buf);
+    }
+
+    /// Posts the free buffers, if there are at least `min` of them.
+    pub(super) fn post_receives(&self, min: u32) -> Result {
+        // Posting is done under the lock, because `closed` promises that it is over.
+        let mut pool = self.rx.lock();
+        // CAST: Buffers are counted in hundreds.
+        if pool.closed || pool.free.len() < min as usize {
+            return Ok(());
+        }
+        let qp = self.qp();
+        if qp.is_null() {
+            return Err(err::enotconn());
+        }
+        let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
+        while let Some(buf) = pool.free.pop() {
+            buf.buf.for_device(buf.buf.len());
+            let raw = KBox::into_raw(buf);
+            // SAFETY: Just leaked, so it stays where it is and nobody else has it.
+            let buf = unsafe { &mut *raw };
+            buf.wr.next = first;
+            buf.wr.__bindgen_anon_1.wr_cqe = buf.cqe.as_raw();
+            buf.wr.sg_list = &raw mut buf.sge;
+            buf.wr.num_sge = 1;
+            first = &raw mut buf.wr;
+        }
+        if first.is_null() {
+            return Ok(());
+        }
+        let mut bad: *const bindings::ib_recv_wr = core::ptr::null();
+        // SAFETY: The queue pair is valid as long as `closed` is not set, which takes the lock.
+        // Receives into mapped buffers that stay until their completion.
+        if unsafe { bindings::ib_post_recv(qp, first, &mut bad) } == 0 {
+            return Ok(());
+        }
+        let mut unposted = if bad.is_null() { first } else { bad.cast_mut() };
+        while let Some(wr) = NonNull::new(unposted) {
+            // SAFETY: Part of the chain made above; nobody has taken it. Its entry is the first
+            // field of the buffer, which was leaked above and not posted.
+            let buf = unsafe {
+                unposted = (*wr.as_ptr()).next;
+                KBox::from_raw((*wr.as_ptr()).__bindgen_anon_1.wr_cqe.cast::<RxBuf<S>>())
+            };
+            pool.free.push(buf);
+        }
+        drop(pool);
+        self.lost(Lost::PostFailed);
+        Err(err::enotconn())
+    }
+}

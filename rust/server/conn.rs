@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One connection of a service.
+
+use super::{
+    ctxt::{
+        CallCtxt,
+        Pool, //
+    },
+    plan::Shape,
+    tunables, //
+};
+use crate::{
+    ib::{
+        Incoming,
+        Lost,
+        Message,
+        ServerConn,
+        ServerParams,
+        Service, //
+    },
+    rt::pagevec::PageVec,
+    sunrpc::{
+        DetachedReply,
+        Inbox,
+        ServiceLimits,
+        SvcHandle, //
+    },
+    wire::{
+        self,
+        Call,
+        CallError,
+        CallLimits,
+        PrivateData, //
+    },
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// Calls that the server may have outstanding at the client (row S9).
+const BC_REQUESTS: u32 = wire::BACKWARD_SERVER_CREDITS;
+
+/// Row S1: credits below which a connection is refused.
+const MIN_REQUESTS: u32 = 2;
+
+/// What a thread of the service has to do.
+pub(crate) enum Work {
+    /// A message came in.
+    Message(Message<Peer>),
+    /// The payload of a call was read.
+    Read(PageVec, Job),
+}
+
+/// A call whose payload is being read.
+pub(crate) struct Job {
+    pub(super) ctxt: KBox<CallCtxt>,
+    pub(super) shape: Shape,
+}
+
+/// A connection, as its completion handlers see it.
+pub(crate) struct Peer {
+    inbox: Pin<KBox<Inbox<Work>>>,
+    handle: SvcHandle,
+}
+
+impl Peer {
+    fn deliver(&self, result: Result<(), Work>) {
+        // There is room for what a client that respects its credits can cause.
+        if result.is_err() {
+            self.handle.close();
+        }
+    }
+}
+
+impl Service for Peer {
+    type Job = Job;
+    type Payload = DetachedReply;
+
+    fn received(&self, msg: Message<Self>) {
+        self.deliver(self.inbox.put(Work::Message(msg)));
+    }
+
+    fn read_done(&self, pages: PageVec, job: Job) {
+        self.deliver(self.inbox.put_urgent(Work::Read(pages, job)));
+    }
+
+    fn writable(&self) {
+        self.handle.wake();
+    }
+
+    fn lost(&self, why: Lost) {
+        self.handle.close();
+        if why == Lost::DeviceRemoved {
+            self.handle.close_now();
+        }
+    }
+
+    fn ended(&self) {
+        self.inbox.clear();
+    }
+}
+
+/// A connection.
+pub(crate) struct Connection {
+    rdma: ServerConn<Peer>,
+    ctxts: Pin<KBox<Pool>>,
+    /// What clients are granted (row W56).
+    pub(super) credits: u32,
+    /// The longest message that the client takes (row X60).
+    pub(super) max_send: usize,
+    /// Client and device can do without invalidating themselves (rows W45, S25).
+    invalidate: bool,
+    pub(super) limits: CallLimits,
+}
+
+impl Connection {
+    /// Accepts a connection. May sleep.
+    pub(super) fn accept(
+        incoming: KBox<Incoming>,
+        limits: ServiceLimits,
+        handle: SvcHandle,
+    ) -> Result<Self> {
+        let msg_bytes = tunables::max_req_size();
+        let private = PrivateData {
+            remote_invalidation: false,
+            send_size: msg_bytes,
+            recv_size: msg_bytes,
+        };
+        let client = PrivateData::decode(incoming.private());
+        let params = ServerParams {
+            requests: tunables::max_requests(),
+            min_requests: MIN_REQUESTS,
+            extra: BC_REQUESTS,
+            msg_bytes,
+            max_pages: limits.max_pages,
+        };
+        let rdma = ServerConn::accept(incoming, &params, &private.encode(), |limits| {
+            // CAST: Thousands.
+            let messages = limits.messages as usize;
+            Ok(Peer {
+                inbox: Inbox::new(handle.clone(), messages.saturating_mul(2), messages)?,
+                handle,
+            })
+        })?;
+        // CAST: At most 64 KiB.
+        let max_send = client.map_or(wire::INLINE_DEFAULT, |client| client.recv_size) as usize;
+        let credits = rdma.limits().requests;
+        let invalidate = rdma.limits().remote_invalidation
+            && client.is_some_and(|client| client.remote_invalidation);
+        // CAST: 64 bits are enough for pages.
+        let bytes = u64::from(limits.max_pages).saturating_mul(PAGE_SIZE as u64);
+        pr_debug!(
+            "connection accepted on device {}: {} credits\n",
+            rdma.device(),
+            credits
+        );
+        Ok(Self {
+            ctxts: Pool::new()?,
+            credits,
+            max_send: max_send.min(msg_bytes as usize),
+            invalidate,
+            limits: CallLimits {
+                max_segs: limits.max_pages,
+                max_read_bytes: bytes,
+                // What the segments take of pages is known when it is known where they go.
+                page_size: 1,
+                empty_chunks: false,
+            },
+            rdma,
+        })
+    }
+
+    /// The RDMA connection.
+    pub(super) fn rdma(&self) -> &ServerConn<Peer> {
+        &self.rdma
+    }
+
+    /// What there is to do.
+    pub(super) fn inbox(&self) -> &Inbox<Work> {
+        &self.rdma.service().inbox
+    }
+
+    /// A context for a call. May sleep.
+    pub(super) fn take_ctxt(&self, call: &Call<'_>, message: &[u8]) -> Result<KBox<CallCtxt>> {
+        self.ctxts.take(call, message, self.invalidate)
+    }
+
+    /// Takes a context back.
+    pub(super) fn put_ctxt(&self, ctxt: KBox<CallCtxt>) {
+        self.ctxts.put(ctxt);
+    }
+
+    /// Answers a call that cannot be served. May sleep.
+    pub(super) fn refuse(&self, error: &CallError) -> Result {
+        let mut reply = self.rdma.reply()?;
+        let Some(len) = error.encode(reply.buf(), self.credits) else {
+            return Ok(());
+        };
+        let starved = reply.post(len.map_err(|_| EINVAL)?, None)?;
+        if starved {
+            tunables::STARVED.add(1);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Transports for the kernel's RPC server: what sunrpc's C interface asks of them, as safe code.
+//!
+//! A transport implements [`ServerTransport`] and is made known by a [`SvcRegistration`].
+//!
+//! | sunrpc's rule | here |
+//! | --- | --- |
+//! | `svc_xprt_received` once per `recvfrom`, right after the message was taken | work is taken from an [`Inbox`] before [`ServerTransport::receive`] is called |
+//! | `XPT_DATA` is cleared only when nothing is queued, under the queue's lock | [`Inbox`] |
+//! | pages that leave `rq_pages` are a prefix, and are counted in `rq_pages_nfree` | [`CallRqst::take_pages`] |
+//! | pages of a reply under I/O leave `rq_respages` | [`ReplyRqst::detach`] |
+//! | `rq_xprt_ctxt` is released once, wherever the request ends | an owned `KBox`, [`ServerTransport::release`] |
+//! | a transport that fails after its initialisation must not drop sunrpc's module reference | `class.rs` |
+//!
+//! C headers: [include/linux/sunrpc/svc.h](srctree/include/linux/sunrpc/svc.h),
+//! [include/linux/sunrpc/svc_xprt.h](srctree/include/linux/sunrpc/svc_xprt.h)
+
+mod class;
+mod rqst;
+mod xprt;
+
+use crate::rt::net::{
+    Net,
+    SockAddr, //
+};
+use kernel::prelude::*;
+
+pub(crate) use self::{
+    class::SvcRegistration,
+    rqst::{
+        CallRqst,
+        DetachedReply,
+        ReplyRqst, //
+    },
+    xprt::{
+        Inbox,
+        SvcHandle, //
+    },
+};
+
+/// What the service expects of its transports.
+#[derive(Clone, Copy)]
+pub(crate) struct ServiceLimits {
+    /// Pages of a message, with room for headers.
+    pub(crate) max_pages: u32,
+}
+
+/// A kind of transport for servers.
+pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
+    /// A port that peers connect to.
+    type Listener: Send + Sync + 'static;
+    /// A connection that waits to be accepted.
+    type Pending;
+    /// A connection.
+    type Conn: Send + Sync + 'static;
+    /// What a connection has to be looked at by a thread of the service.
+    type Work;
+    /// What belongs to a call until its reply was sent, or it was dropped.
+    type Ctxt: Send + 'static;
+
+    /// The largest payload of one RPC, in bytes (row M11).
+    const MAX_PAYLOAD: u32;
+
+    /// Starts to listen. Returns the address too, with the port that was chosen. May sleep.
+    fn listen(
+        net: Net<'_>,
+        addr: &SockAddr,
+        handle: SvcHandle,
+    ) -> Result<(Self::Listener, SockAddr)>;
+
+    /// Takes the next connection, and tells whether there are more.
+    fn next(listener: &Self::Listener) -> (Option<Self::Pending>, bool);
+
+    /// Stops to listen. May sleep.
+    fn stop(listener: &Self::Listener);
+
+    /// The peer's address, and ours.
+    fn addresses(pending: &Self::Pending) -> (SockAddr, SockAddr);
+
+    /// Accepts a connection. May sleep.
+    fn accept(
+        pending: Self::Pending,
+        limits: ServiceLimits,
+        handle: SvcHandle,
+    ) -> Result<Self::Conn>;
+
+    /// What there is to do.
+    fn inbox(conn: &Self::Conn) -> &Inbox<Self::Work>;
+
+    /// Makes a call of some work. `None` when there is no call (yet); after an error the connection
+    /// is closed. May sleep.
+    fn receive(
+        conn: &Self::Conn,
+        work: Self::Work,
+        rqst: &mut CallRqst<'_>,
+    ) -> Result<Option<KBox<Self::Ctxt>>>;
+
+    /// Part of the reply, `len` bytes from byte `at` on, is payload that may travel by itself.
+    fn result_payload(ctxt: &mut Self::Ctxt, at: u32, len: u32) -> Result;
+
+    /// Sends a reply. After an error the connection is closed. May sleep.
+    fn send(conn: &Self::Conn, rqst: &mut ReplyRqst<'_, Self::Ctxt>) -> Result;
+
+    /// Takes back the context of a call. The listener or connection may be closed.
+    fn release(conn: &Self::Conn, ctxt: KBox<Self::Ctxt>);
+
+    /// Whether new calls may be taken up. Must not sleep.
+    fn has_room(conn: &Self::Conn) -> bool;
+
+    /// The connection is over; what was posted is to be flushed. May sleep.
+    fn detach(conn: &Self::Conn);
+}

@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Calls and replies of the server's threads, and the pages that they are in.
+//!
+//! C header: [include/linux/sunrpc/svc.h](srctree/include/linux/sunrpc/svc.h)
+
+use crate::{
+    bindings, ib,
+    rt::{
+        pages::Region,
+        pagevec::PageVec, //
+    },
+};
+use core::{
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*, //
+};
+
+/// The request of the current thread while a call is put together: its pages, and what says where
+/// in them the call is.
+///
+/// # Invariants
+///
+/// `raw` is the request of the current thread, between its allocation of pages and the processing
+/// of a call: `rq_pages` has `rq_maxpages` entries, each of them null or a page that the request
+/// owns, which nobody else looks at.
+pub(crate) struct CallRqst<'a> {
+    raw: NonNull<bindings::svc_rqst>,
+    _rqst: PhantomData<&'a mut ()>,
+}
+
+impl CallRqst<'_> {
+    /// # Safety
+    ///
+    /// `raw` satisfies the type's invariants for the lifetime of the result.
+    pub(super) unsafe fn new(raw: NonNull<bindings::svc_rqst>) -> Self {
+        // INVARIANT: As the caller promises.
+        Self {
+            raw,
+            _rqst: PhantomData,
+        }
+    }
+
+    fn raw(&self) -> *mut bindings::svc_rqst {
+        self.raw.as_ptr()
+    }
+
+    /// Pages that a call can have.
+    pub(crate) fn max_pages(&self) -> usize {
+        // SAFETY: By the type invariant.
+        unsafe { (*self.raw()).rq_maxpages }
+    }
+
+    fn page(&self, index: usize) -> Option<NonNull<bindings::page>> {
+        if index >= self.max_pages() {
+            return None;
+        }
+        // SAFETY: By the type invariant; the index is below the number of entries.
+        NonNull::new(unsafe { *(*self.raw()).rq_pages.add(index) })
+    }
+
+    /// Copies bytes into the pages, seen as one after the other, from byte `at` on.
+    pub(crate) fn write(&mut self, mut at: usize, mut bytes: &[u8]) -> Result {
+        while !bytes.is_empty() {
+            let page = self.page(at / PAGE_SIZE).ok_or(EINVAL)?;
+            let offset = at % PAGE_SIZE;
+            let (now, rest) = bytes
+                .split_at_checked(bytes.len().min(PAGE_SIZE - offset))
+                .ok_or(EINVAL)?;
+            // SAFETY: The page is ours, and what is written is inside it.
+            unsafe {
+                let to = bindings::kmap_local_page(page.as_ptr());
+                bindings::memcpy(to.byte_add(offset), now.as_ptr().cast(), now.len());
+                bindings::kunmap_local(to);
+            }
+            at = at.saturating_add(now.len());
+            bytes = rest;
+        }
+        Ok(())
+    }
+
+    /// The call is the first `head` bytes of the first page, then `pages` bytes from the second
+    /// page on, then the `tail` bytes that follow the head in the first page.
+    pub(crate) fn set_message(&mut self, head: usize, pages: usize, tail: usize) -> Result {
+        let first = self.page(0).ok_or(EINVAL)?;
+        let room = self.max_pages().saturating_sub(1).saturating_mul(PAGE_SIZE);
+        if head.saturating_add(tail) > PAGE_SIZE || pages > room {
+            return Err(EINVAL);
+        }
+        // CAST: Below: 32 bits are enough for what fits into the pages.
+        let len = head.saturating_add(pages).saturating_add(tail) as u32;
+        // SAFETY: By the type invariant nobody else uses the request. The first page has room for
+        // head and tail, and the other pages for the rest; `rq_pages` has a second entry even if
+        // that is beyond the end.
+        unsafe {
+            let base = bindings::page_address(first.as_ptr());
+            let arg = &raw mut (*self.raw()).rq_arg;
+            (*arg).head[0].iov_base = base;
+            (*arg).head[0].iov_len = head;
+            (*arg).tail[0].iov_base = if tail == 0 {
+                core::ptr::null_mut()
+            } else {
+                base.byte_add(head)
+            };
+            (*arg).tail[0].iov_len = tail;
+            (*arg).pages = (*self.raw()).rq_pages.add(1);
+            (*arg).page_base = 0;
+            (*arg).page_len = pages as u32;
+            (*arg).buflen = len;
+            (*arg).len = len;
+        }
+        Ok(())
+    }
+
+    /// The call is the first `len` bytes of the pages.
+    pub(crate) fn set_linear(&mut self, len: usize) -> Result {
+        let head = len.min(PAGE_SIZE);
+        self.set_message(head, len.saturating_sub(head), 0)
+    }
+
+    /// Takes the first `count` pages out of the request (row S41).
+    pub(crate) fn take_pages(&mut self, count: usize) -> Result<PageVec> {
+        if count > self.max_pages() {
+            return Err(EINVAL);
+        }
+        let mut pages = PageVec::with_capacity(count)?;
+        for index in 0..count {
+            let page = self.page(index).ok_or(EINVAL)?;
+            // SAFETY: The page is the request's, which gives it up below. There is room.
+            unsafe {
+                pages.push(page)?;
+                *(*self.raw()).rq_pages.add(index) = core::ptr::null_mut();
+                // sunrpc fills so many of the first entries again.
+                (*self.raw()).rq_pages_nfree = index.wrapping_add(1);
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Exchanges the first pages of the request for others (row S42). What is returned is as many
+    /// pages as `pages` was.
+    pub(crate) fn exchange_pages(&mut self, mut pages: PageVec) -> Result<PageVec> {
+        if pages.len() > self.max_pages() {
+            return Err(EINVAL);
+        }
+        for index in 0..pages.len() {
+            let old = self.page(index).ok_or(EINVAL)?;
+            // SAFETY: The old page is the request's and given up; the new one is taken over.
+            unsafe {
+                if let Some(new) = pages.exchange(index, old) {
+                    *(*self.raw()).rq_pages.add(index) = new.as_ptr();
+                }
+            }
+        }
+        Ok(pages)
+    }
+}
+
+/// A message in memory that sunrpc describes: head, pages, tail.
+///
+/// # Invariants
+///
+/// As far as the lengths say, head and tail are memory. So are the pages that `lookup` functions
+/// passed to the methods give.
+#[derive(Clone, Copy)]
+struct Parts {
+    head: bindings::kvec,
+    tail: bindings::kvec,
+    page_base: usize,
+    page_len: usize,
+}
+
+// SAFETY: Memory belongs to no thread.
+unsafe impl Send for Parts {}
+
+impl Parts {
+    fn len(&self) -> usize {
+        self.head
+            .iov_len
+            .saturating_add(self.page_len)
+            .saturating_add(self.tail.iov_len)
+    }
+
+    /// The piece of memory with byte `at`: at most `len` bytes, none of them in another page.
+    ///
+    /// # Safety
+    ///
+    /// The message's memory stays for `'a`. `lookup` gives the pages of its page list.
+    unsafe fn piece<'a>(
+        &self,
+        at: usize,
+        len: usize,
+        lookup: impl FnOnce(usize) -> Option<NonNull<bindings::page>>,
+    ) -> Option<Region<'a>> {
+        let in_pages = at.checked_sub(self.head.iov_len);
+        let in_tail = in_pages.and_then(|at| at.checked_sub(self.page_len));
+        let (page, offset, left) = match (in_pages, in_tail) {
+            (None, _) => Self::kvec(&self.head, at)?,
+            (Some(at), None) => {
+                let position = self.page_base.checked_add(at)?;
+                let page = lookup(position / PAGE_SIZE)?;
+                (page, position % PAGE_SIZE, self.page_len.saturating_sub(at))
+            }
+            (_, Some(at)) => Self::kvec(&self.tail, at)?,
+        };
+        let take = len.min(left).min(PAGE_SIZE.saturating_sub(offset));
+        if take == 0 {
+            return None;
+        }
+        // CAST: Both are at most the size of a page.
+        // SAFETY: The piece is inside one page of the message, which stays as the caller promises.
+        Some(unsafe { Region::new(page, offset as u32, take as u32) })
+    }
+
+    /// The page with byte `at`, the offset there, and how much remains of the vector.
+    fn kvec(kvec: &bindings::kvec, at: usize) -> Option<(NonNull<bindings::page>, usize, usize)> {
+        let left = kvec.iov_len.checked_sub(at)?;
+        let address = kvec.iov_base.wrapping_byte_add(at);
+        // SAFETY: The function only looks at the address.
+        if !unsafe { bindings::virt_addr_valid(address) } {
+            return None;
+        }
+        // SAFETY: The address is in the linear map, as was just checked.
+        let page = NonNull::new(unsafe { bindings::virt_to_page(address) })?;
+        Some((page, address.addr() % PAGE_SIZE, left))
+    }
+}
+
+/// The request of the current thread while its reply is sent.
+///
+/// # Invariants
+///
+/// `raw` is the request of the current thread, with a complete reply in `rq_res`. `ctxt` is its
+/// context. `rq_respages` to `rq_next_page` are pages that the request owns, or null.
+pub(crate) struct ReplyRqst<'a, C> {
+    raw: NonNull<bindings::svc_rqst>,
+    parts: Parts,
+    ctxt: &'a mut C,
+}
+
+impl<'a, C> ReplyRqst<'a, C> {
+    /// # Safety
+    ///
+    /// `raw` and `ctxt` satisfy the type's invariants for `'a`.
+    pub(super) unsafe fn new(raw: NonNull<bindings::svc_rqst>, ctxt: &'a mut C) -> Self {
+        // SAFETY: By the contract of this function.
+        let parts = unsafe {
+            let res = &raw const (*raw.as_ptr()).rq_res;
+            Parts {
+                head: (*res).head[0],
+                tail: (*res).tail[0],
+                page_base: (*res).page_base as usize,
+                page_len: (*res).page_len as usize,
+            }
+        };
+        // INVARIANT: As the caller promises.
+        Self { raw, parts, ctxt }
+    }
+
+    fn raw(&self) -> *mut bindings::svc_rqst {
+        self.raw.as_ptr()
+    }
+
+    /// The context of the call.
+    pub(crate) fn ctxt(&mut self) -> &mut C {
+        self.ctxt
+    }
+
+    /// The length of the reply in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.parts.len()
+    }
+
+    /// Copies the reply from byte `at` on to `dst`, which is not longer than what there is.
+    pub(crate) fn copy(&self, mut at: usize, dst: &mut [u8]) -> Result {
+        let mut done = 0;
+        while let Some(rest) = dst.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            // SAFETY: The reply stays while its request is borrowed; the page list is that of
+            // `rq_res`, and the index is within it.
+            let piece = unsafe {
+                self.parts.piece(at, rest.len(), |index| {
+                    let pages = NonNull::new((*self.raw()).rq_res.pages)?;
+                    NonNull::new(*pages.as_ptr().add(index))
+                })
+            };
+            let piece = piece.ok_or(EINVAL)?;
+            // CAST: 32 bits fit.
+            let len = (piece.len() as usize).min(rest.len());
+            // SAFETY: The piece is inside its page, and `rest` has so many bytes.
+            unsafe {
+                let from = bindings::kmap_local_page(piece.page().as_ptr());
+                bindings::memcpy(
+                    rest.as_mut_ptr().cast(),
+                    from.byte_add(piece.offset() as usize),
+                    len,
+                );
+                bindings::kunmap_local(from);
+            }
+            at = at.saturating_add(len);
+            done = done.saturating_add(len);
+        }
+        Ok(())
+    }
+
+    /// How many pages the reply has taken of the request.
+    fn pages_used(&self) -> usize {
+        // SAFETY: By the type invariant both point into the same array.
+        let used = unsafe {
+            (*self.raw())
+                .rq_next_page
+                .offset_from((*self.raw()).rq_respages)
+        };
+        usize::try_from(used).unwrap_or(0)
+    }
+
+    /// The reply was copied, so a single page of it can serve for the next reply at once.
+    ///
+    /// With more than one, some may belong to files.
+    pub(crate) fn recycle(&mut self) {
+        if self.pages_used() == 1 {
+            // SAFETY: By the type invariant. sunrpc releases and replaces nothing then.
+            unsafe { (*self.raw()).rq_next_page = (*self.raw()).rq_respages };
+        }
+    }
+
+    /// Takes the reply out of the request, with the pages that it is in (row S62).
+    pub(crate) fn detach(&mut self) -> Result<DetachedReply> {
+        let used = self.pages_used();
+        let mut pages = PageVec::with_capacity(used)?;
+        // SAFETY: By the type invariant.
+        let (respages, list) = unsafe { ((*self.raw()).rq_respages, (*self.raw()).rq_res.pages) };
+        // Where the page list starts, in pages of the request.
+        let first = if self.parts.page_len == 0 {
+            0
+        } else {
+            let bytes = list.addr().checked_sub(respages.addr()).ok_or(EIO)?;
+            let first = bytes / size_of::<*mut bindings::page>();
+            let last = self
+                .parts
+                .page_base
+                .saturating_add(self.parts.page_len)
+                .div_ceil(PAGE_SIZE);
+            if first.saturating_add(last) > used {
+                return Err(EIO);
+            }
+            first
+        };
+        for index in 0..used {
+            // SAFETY: The entry is one of those in use.
+            let page = unsafe { *respages.add(index) };
+            // SAFETY: The page is the request's, which gives it up. There is room.
+            unsafe {
+                pages.push(NonNull::new(page).ok_or(EIO)?)?;
+                *respages.add(index) = core::ptr::null_mut();
+            }
+        }
+        // INVARIANT: The pages hold head and tail too: services encode replies in nothing else.
+        Ok(DetachedReply {
+            pages,
+            first,
+            parts: self.parts,
+        })
+    }
+}
+
+/// A reply that was taken out of its request.
+///
+/// # Invariants
+///
+/// `pages` are those that the memory in `parts` is in; the page list starts with page `first`.
+pub(crate) struct DetachedReply {
+    pages: PageVec,
+    first: usize,
+    parts: Parts,
+}
+
+impl ib::Payload for DetachedReply {
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
+        let mut at = at;
+        let mut left = len;
+        core::iter::from_fn(move || {
+            // SAFETY: By the type invariant, the memory stays as long as `self`.
+            let piece = unsafe {
+                self.parts.piece(at, left, |index| {
+                    self.pages.page(self.first.checked_add(index)?)
+                })
+            }?;
+            // CAST: 32 bits fit.
+            let len = piece.len() as usize;
+            at = at.saturating_add(len);
+            left = left.saturating_sub(len);
+            Some(piece)
+        })
+    }
+}

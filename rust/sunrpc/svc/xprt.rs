@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The server's transport object, and handles on it for completion and event handlers.
+//!
+//! C header: [include/linux/sunrpc/svc_xprt.h](srctree/include/linux/sunrpc/svc_xprt.h)
+
+use super::ServerTransport;
+use crate::{
+    bindings,
+    rt::{
+        fifo::Ring,
+        queue, //
+    },
+};
+use core::{
+    cell::UnsafeCell,
+    ptr::NonNull, //
+};
+use kernel::{
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Full,
+            Relaxed,
+            Release, //
+        },
+        new_spinlock,
+        Completion,
+        Refcount,
+        SpinLock, //
+    },
+    types::Opaque, //
+};
+
+/// What all transports have: the part that handlers may use.
+///
+/// # Invariants
+///
+/// `base` was initialised by `svc_xprt_init`.
+#[pin_data]
+#[repr(C)]
+pub(super) struct Core {
+    #[pin]
+    base: Opaque<bindings::svc_xprt>,
+    /// Handles, and one for the transport until it is being freed.
+    pub(super) handles: Refcount,
+    /// Happens when `handles` becomes 0.
+    #[pin]
+    pub(super) no_handles: Completion,
+    /// Runs [`close_worker`], with a reference to the transport.
+    #[pin]
+    close_work: Opaque<bindings::work_struct>,
+    close_queued: AtomicFlag,
+}
+
+// SAFETY: sunrpc uses its own locks; the rest is `Send` and `Sync`.
+unsafe impl Send for Core {}
+
+// SAFETY: As above.
+unsafe impl Sync for Core {}
+
+impl Core {
+    pub(super) fn raw(&self) -> *mut bindings::svc_xprt {
+        self.base.get()
+    }
+
+    fn flags(&self) -> *mut c_ulong {
+        // SAFETY: The transport is initialised; this only computes an address.
+        unsafe { &raw mut (*self.raw()).xpt_flags }
+    }
+
+    pub(super) fn set(&self, bit: u32) {
+        // CAST: 64 bits are enough.
+        // SAFETY: The flags are initialised, and changed by atomic operations alone.
+        unsafe { bindings::set_bit(bit as c_ulong, self.flags()) };
+    }
+
+    pub(super) fn clear(&self, bit: u32) {
+        // CAST: As above.
+        // SAFETY: As above.
+        unsafe { bindings::clear_bit(bit as c_ulong, self.flags()) };
+    }
+
+    /// Takes a reference unless there is none any more.
+    fn get_unless_dead(&self) -> bool {
+        // SAFETY: The field is initialised, and changed by atomic operations alone.
+        let count = unsafe {
+            Atomic::<i32>::from_ptr(&raw mut (*self.raw()).xpt_ref.refcount.refs.counter)
+        };
+        let mut seen = count.load(Relaxed);
+        while seen > 0 {
+            match count.cmpxchg(seen, seen.wrapping_add(1), Full) {
+                Ok(_) => return true,
+                Err(now) => seen = now,
+            }
+        }
+        false
+    }
+}
+
+/// # Safety
+///
+/// `work` is the `close_work` of a transport, queued with a reference to it.
+unsafe extern "C" fn close_worker(work: *mut bindings::work_struct) {
+    let work: *mut Opaque<bindings::work_struct> = work.cast();
+    // SAFETY: By the contract of this function.
+    let core: *mut Core = unsafe { kernel::container_of!(work, Core, close_work) };
+    let raw: *mut bindings::svc_xprt = core.cast();
+    // SAFETY: The reference keeps the transport until it is put, which may be the last one: work
+    // items may free themselves.
+    unsafe {
+        bindings::svc_xprt_close(raw);
+        bindings::svc_xprt_put(raw);
+    }
+}
+
+/// What a transport is.
+pub(super) enum Kind<T: ServerTransport> {
+    Listener(T::Listener),
+    Conn(T::Conn),
+}
+
+/// A transport.
+///
+/// # Invariants
+///
+/// `kind` is written before `born` is set, which happens once, and not moved out before the
+/// transport is freed.
+#[pin_data]
+#[repr(C)]
+pub(super) struct SvcXprt<T: ServerTransport> {
+    #[pin]
+    pub(super) core: Core,
+    born: AtomicFlag,
+    kind: UnsafeCell<Option<Kind<T>>>,
+}
+
+// SAFETY: The parts are `Send` and `Sync`.
+unsafe impl<T: ServerTransport> Sync for SvcXprt<T> {}
+
+impl<T: ServerTransport> SvcXprt<T> {
+    /// Makes a transport without a kind. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// The namespace and the service are valid; `class` is, for ever.
+    pub(super) unsafe fn new(
+        net: *mut bindings::net,
+        class: *mut bindings::svc_xprt_class,
+        serv: *mut bindings::svc_serv,
+    ) -> Result<NonNull<Self>> {
+        let this = KBox::pin_init(
+            try_pin_init!(Self {
+                core <- pin_init!(Core {
+                    base <- Opaque::ffi_init(|base| {
+                        // SAFETY: `base` is memory for a transport; the rest as the caller
+                        // promises.
+                        unsafe { bindings::svc_xprt_init(net, class, base, serv) };
+                    }),
+                    handles: Refcount::new(1),
+                    no_handles <- Completion::new(),
+                    close_work <- Opaque::ffi_init(|work| {
+                        // SAFETY: The memory is for a work item, and does not move.
+                        unsafe { bindings::init_work(work, Some(close_worker)) };
+                    }),
+                    close_queued: AtomicFlag::new(false),
+                }),
+                born: AtomicFlag::new(false),
+                kind: UnsafeCell::new(None),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The transport is not moved: it is freed in `free` alone.
+        let raw = KBox::into_raw(unsafe { Pin::into_inner_unchecked(this) });
+        NonNull::new(raw).ok_or(ENOMEM)
+    }
+
+    /// # Safety
+    ///
+    /// `raw` is part of a transport of this type, which stays for `'a`.
+    pub(super) unsafe fn from_raw<'a>(raw: *mut bindings::svc_xprt) -> &'a Self {
+        // SAFETY: `SvcXprt` starts with a `Core`, which starts with an `svc_xprt`.
+        unsafe { &*raw.cast() }
+    }
+
+    /// Says what the transport is.
+    ///
+    /// # Safety
+    ///
+    /// Called once, by whoever made the transport.
+    pub(super) unsafe fn set_kind(&self, kind: Kind<T>) {
+        // SAFETY: Nobody reads before `born` is set.
+        unsafe { *self.kind.get() = Some(kind) };
+        self.born.store(true, Release);
+    }
+
+    fn kind(&self) -> Option<&Kind<T>> {
+        if !self.born.load(Acquire) {
+            return None;
+        }
+        // SAFETY: By the type invariant.
+        unsafe { (*self.kind.get()).as_ref() }
+    }
+
+    /// The connection, if it is one.
+    pub(super) fn conn(&self) -> Option<&T::Conn> {
+        match self.kind()? {
+            Kind::Conn(conn) => Some(conn),
+            Kind::Listener(_) => None,
+        }
+    }
+
+    /// The listener, if it is one.
+    pub(super) fn listener(&self) -> Option<&T::Listener> {
+        match self.kind()? {
+            Kind::Listener(listener) => Some(listener),
+            Kind::Conn(_) => None,
+        }
+    }
+
+    /// A handle on it.
+    pub(super) fn handle(&self) -> SvcHandle {
+        self.core.handles.inc();
+        // INVARIANT: Counted just now.
+        SvcHandle(NonNull::from(&self.core))
+    }
+
+    /// Frees a transport. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// `raw` is a transport of this type which nobody uses any more.
+    pub(super) unsafe fn free(raw: *mut bindings::svc_xprt) {
+        // SAFETY: By the contract of this function; `new` leaked the box.
+        let this = unsafe { KBox::<Self>::from_raw(raw.cast()) };
+        this.born.store(false, Release);
+        // SAFETY: Nobody else looks at it.
+        let kind = unsafe { (*this.kind.get()).take() };
+        drop(kind);
+        if !this.core.handles.dec_and_test() {
+            this.core.no_handles.wait_for_completion();
+        }
+        drop(this);
+    }
+}
+
+/// A counted handle on a transport, for handlers. It does not keep the transport from being closed
+/// and torn down; but its memory stays until all handles were dropped.
+///
+/// # Invariants
+///
+/// The value is counted in `handles`.
+pub(crate) struct SvcHandle(NonNull<Core>);
+
+// SAFETY: `Core` is `Sync`, and handles belong to no thread.
+unsafe impl Send for SvcHandle {}
+
+// SAFETY: As above.
+unsafe impl Sync for SvcHandle {}
+
+impl SvcHandle {
+    pub(super) fn core(&self) -> &Core {
+        // SAFETY: By the type invariant.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// The transport is to be closed by a thread of the service (row S72). Any context.
+    pub(crate) fn close(&self) {
+        // SAFETY: The transport is initialised. When it is dead already, its flags keep it from
+        // being queued.
+        unsafe { bindings::svc_xprt_deferred_close(self.core().raw()) };
+    }
+
+    /// The transport is to be closed, also when the service has no threads (row S75). Any context.
+    pub(crate) fn close_now(&self) {
+        let core = self.core();
+        if core.close_queued.xchg(true, Full) || !core.get_unless_dead() {
+            return;
+        }
+        // SAFETY: The work item was initialised with the transport, of which it gets the reference.
+        // It is queued once, and the module's queue is drained before the module goes.
+        unsafe {
+            bindings::queue_work_on(
+                // CAST: A small number.
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                queue::module_queue_raw(),
+                core.close_work.get(),
+            )
+        };
+    }
+
+    /// Something that kept the service from taking up calls has changed. Process context.
+    pub(crate) fn wake(&self) {
+        // SAFETY: The transport is initialised.
+        unsafe { bindings::svc_xprt_enqueue(self.core().raw()) };
+    }
+
+    /// A listener has a connection to accept. Process context.
+    pub(crate) fn connection_waits(&self) {
+        self.core().set(bindings::XPT_CONN);
+        self.wake();
+    }
+}
+
+impl Clone for SvcHandle {
+    fn clone(&self) -> Self {
+        self.core().handles.inc();
+        // INVARIANT: Counted just now.
+        Self(self.0)
+    }
+}
+
+impl Drop for SvcHandle {
+    fn drop(&mut self) {
+        let core = self.core();
+        if core.handles.dec_and_test() {
+            core.no_handles.complete_all();
+        }
+    }
+}
+
+struct Rings<W> {
+    /// Work that is half done.
+    urgent: Ring<W>,
+    fresh: Ring<W>,
+}
+
+/// What a connection has for the threads of the service, of two urgencies (row S33).
+#[pin_data]
+pub(crate) struct Inbox<W> {
+    #[pin]
+    rings: SpinLock<Rings<W>>,
+    handle: SvcHandle,
+}
+
+impl<W> Inbox<W> {
+    /// Makes an inbox for so much work of either kind. May sleep.
+    pub(crate) fn new(handle: SvcHandle, urgent: usize, fresh: usize) -> Result<Pin<KBox<Self>>> {
+        let rings = Rings {
+            urgent: Ring::new(urgent)?,
+            fresh: Ring::new(fresh)?,
+        };
+        KBox::pin_init(
+            pin_init!(Self {
+                rings <- new_spinlock!(rings),
+                handle,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Puts in fresh work; gives it back when there is no room. Process context.
+    pub(crate) fn put(&self, work: W) -> Result<(), W> {
+        self.insert(work, |rings| &mut rings.fresh)
+    }
+
+    /// Puts in work that is half done; gives it back when there is no room. Process context.
+    pub(crate) fn put_urgent(&self, work: W) -> Result<(), W> {
+        self.insert(work, |rings| &mut rings.urgent)
+    }
+
+    fn insert(&self, work: W, ring: impl FnOnce(&mut Rings<W>) -> &mut Ring<W>) -> Result<(), W> {
+        let mut rings = self.rings.lock();
+        ring(&mut rings).push(work)?;
+        // Row L34.
+        self.handle.core().set(bindings::XPT_DATA);
+        drop(rings);
+        self.handle.wake();
+        Ok(())
+    }
+
+    /// Takes the next work.
+    pub(super) fn take(&self) -> Option<W> {
+        let mut rings = self.rings.lock();
+        let work = rings.urgent.pop().or_else(|| rings.fresh.pop());
+        if work.is_none() {
+            self.handle.core().clear(bindings::XPT_DATA);
+        }
+        work
+    }
+
+    /// Drops all work.
+    pub(crate) fn clear(&self) {
+        while let Some(work) = self.take() {
+            drop(work);
+        }
+    }
+}
