@@ -138,8 +138,8 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// `count` memory regions were allocated.
     fn regions_created(&self, count: u32);
 
-    /// The connection cannot go on: called once, from process context, maybe before
-    /// [`Conn::connect`] has returned. It must only schedule the shutdown.
+    /// The connection cannot go on: called at most once, from process context, and only if
+    /// [`Conn::connect`] succeeds, but maybe before it returns. It must only schedule the shutdown.
     fn lost(&self, why: Lost);
 }
 
@@ -264,6 +264,16 @@ impl Limits {
     }
 }
 
+/// How far a connection has come, as far as telling of its loss is concerned: [`Inner::phase`].
+mod phase {
+    /// Its owner will learn the outcome from `Conn::connect`.
+    pub(super) const CONNECTING: u32 = 0;
+    /// Its owner has to be told when it is lost.
+    pub(super) const UP: u32 = 1;
+    /// There is nothing more to tell.
+    pub(super) const LOST: u32 = 2;
+}
+
 /// The completion entry of all work requests of which only failure matters.
 #[repr(C)]
 struct ErrEntry {
@@ -289,7 +299,8 @@ unsafe impl<P: Protocol> Completed<P> for ErrEntry {
 pub(super) struct Inner<P: Protocol> {
     err_entry: ErrEntry,
     closed: AtomicFlag,
-    told: AtomicFlag,
+    /// One of `phase`.
+    phase: Atomic<u32>,
     qp: Atomic<*mut bindings::ib_qp>,
     /// Sends before this sequence number are complete.
     tx_tail: Atomic<u32>,
@@ -326,7 +337,7 @@ impl<P: Protocol> Inner<P> {
                     cqe: Cqe::new::<P, ErrEntry>(),
                 },
                 closed: AtomicFlag::new(false),
-                told: AtomicFlag::new(false),
+                phase: Atomic::new(phase::CONNECTING),
                 qp: Atomic::new(core::ptr::null_mut()),
                 tx_tail: Atomic::new(0),
                 limits,
@@ -523,15 +534,17 @@ impl<P: Protocol> WorkItem for Inner<P> {
 
 impl<P: Protocol> Link for Inner<P> {
     fn lost(&self, why: Lost) {
-        if self.told.xchg(true, Full) {
-            return;
+        // Whoever waits for the connection to come up need not wait longer. A failed work request
+        // is no reason for that: what is posted is flushed before the connection manager tells that
+        // the peer has refused, and that is the better answer.
+        match why {
+            Lost::DeviceRemoved | Lost::AddressChange => self.events.abort(ENODEV),
+            Lost::Disconnected => self.events.abort(err::econnaborted()),
+            Lost::CompletionError(_) | Lost::PostFailed | Lost::InvalidateFailed => {}
         }
-        // Whoever waits for the connection to come up need not wait longer.
-        self.events.abort(match why {
-            Lost::DeviceRemoved | Lost::AddressChange => ENODEV,
-            _ => err::econnaborted(),
-        });
-        self.proto.lost(why);
+        if self.phase.xchg(phase::LOST, Full) == phase::UP {
+            self.proto.lost(why);
+        }
     }
 }
 
@@ -613,7 +626,11 @@ impl<P: Protocol> Conn<P> {
         // From here on `shutdown` undoes what was done.
         let private = this.bring_up(params)?;
         established(&this.inner.proto, private.as_slice());
-        Ok(this)
+        match this.inner.phase.cmpxchg(phase::CONNECTING, phase::UP, Full) {
+            Ok(_) => Ok(this),
+            // It was lost meanwhile, and nobody was told.
+            Err(_) => Err(err::econnaborted()),
+        }
     }
 
     fn bring_up(&mut self, params: &Params<'_>) -> Result<cm::Private> {
@@ -750,7 +767,9 @@ impl<P: Protocol> Conn<P> {
         let Some(id) = self.id.take() else {
             return;
         };
-        // Nobody posts any more, from handlers that start now...
+        // What is flushed below is no news...
+        self.inner.phase.store(phase::LOST, Release);
+        // ... nobody posts any more, from handlers that start now...
         self.inner.closed.store(true, Release);
         id.events().clear_link();
         self.listening = None;
