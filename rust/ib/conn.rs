@@ -540,7 +540,7 @@ impl<P: Protocol> Link for Inner<P> {
         match why {
             Lost::DeviceRemoved | Lost::AddressChange => self.events.abort(ENODEV),
             Lost::Disconnected => self.events.abort(err::econnaborted()),
-            Lost::CompletionError(_) | Lost::PostFailed | Lost::InvalidateFailed => {}
+            _ => {}
         }
         if self.phase.xchg(phase::LOST, Full) == phase::UP {
             self.proto.lost(why);
@@ -582,6 +582,16 @@ struct Pad<P: Protocol> {
     _mem: KBuf,
 }
 
+/// Memory, or room for mappings, that is lacking now may be there in a moment. RPCs that wait for a
+/// connection must not fail because of that; with `ENOMEM` or `EIO` they would.
+fn transient(e: Error) -> Error {
+    if e == ENOMEM || e == EIO {
+        err::enobufs()
+    } else {
+        e
+    }
+}
+
 /// A connection. Its owner serialises sending; see [`super`] for how the pieces fit.
 ///
 /// Dropping it shuts it down.
@@ -602,18 +612,21 @@ impl<P: Protocol> Conn<P> {
     /// private data of the peer is passed to `established`. When this returns, all Receives that
     /// the limits allow for are posted.
     ///
-    /// Errors are those of row C109.
+    /// Errors are those of row C109; of what may pass, such as a lack of memory, `ENOBUFS`.
     pub(crate) fn connect(
         params: &Params<'_>,
         new: impl FnOnce(&Limits) -> P,
         established: impl FnOnce(&P, &[u8]),
     ) -> Result<Self> {
-        let id = cm::Id::new(&params.net, cm::Events::new()?)?;
-        id.resolve(params.dst)?;
-        let lease = DeviceLease::new(id.device())?;
+        let find = || {
+            let id = cm::Id::new(&params.net, cm::Events::new()?)?;
+            id.resolve(params.dst)?;
+            Ok((DeviceLease::new(id.device())?, id))
+        };
+        let (lease, id) = find().map_err(transient)?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;
-        let domain = Domain::new(lease)?;
-        let inner = Inner::new(new(&limits), limits, id.events().clone())?;
+        let domain = Domain::new(lease).map_err(transient)?;
+        let inner = Inner::new(new(&limits), limits, id.events().clone()).map_err(transient)?;
         let mut this = Self {
             tx: TxRing::empty(),
             inner,
@@ -624,7 +637,7 @@ impl<P: Protocol> Conn<P> {
             domain,
         };
         // From here on `shutdown` undoes what was done.
-        let private = this.bring_up(params)?;
+        let private = this.bring_up(params).map_err(transient)?;
         established(&this.inner.proto, private.as_slice());
         match this.inner.phase.cmpxchg(phase::CONNECTING, phase::UP, Full) {
             Ok(_) => Ok(this),
@@ -698,7 +711,7 @@ impl<P: Protocol> Conn<P> {
     /// Row C87: padding that a server writes must not hit anything.
     fn register_pad(&self) -> Result<Pad<P>> {
         let mut mr = self.inner.take_mr().ok_or_else(err::enotconn)?;
-        let mem = KBuf::new(4, RawGfp::NORECLAIM, -1)?;
+        let mem = KBuf::new(4, RawGfp::NOIO, -1)?;
         let virt = mem.as_ptr();
         // SAFETY: The memory is kmalloc'ed.
         let page = unsafe { bindings::virt_to_page(virt.cast()) };

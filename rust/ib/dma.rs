@@ -47,9 +47,9 @@ pub(super) struct DmaBuf {
 }
 
 impl DmaBuf {
-    /// Allocates `size` bytes near the device and maps them.
+    /// Allocates `size` bytes near the device and maps them. Sleeps.
     pub(super) fn new(domain: &Arc<Domain>, size: usize, dir: Direction) -> Result<Self> {
-        let buf = KBuf::new(size, RawGfp::NORECLAIM, domain.lease().node())?;
+        let buf = KBuf::new(size, RawGfp::NOIO, domain.lease().node())?;
         let dev = domain.lease().as_raw();
         // SAFETY: The lease keeps the device; the memory is kmalloc'ed and `size` bytes long.
         let addr = unsafe {

@@ -172,7 +172,7 @@ unsafe impl<P: Protocol> Send for Known<P> {}
 pub(super) struct Pool<P: Protocol> {
     pub(super) free: Stack<RxBuf<P>>,
     /// All buffers of the ring, while it is not closed.
-    all: KVec<Known<P>>,
+    all: KVVec<Known<P>>,
     pub(super) closed: bool,
 }
 
@@ -180,7 +180,7 @@ impl<P: Protocol> Pool<P> {
     pub(super) const fn new() -> Self {
         Self {
             free: Stack::new(),
-            all: KVec::new(),
+            all: KVVec::new(),
             closed: false,
         }
     }
@@ -190,7 +190,7 @@ impl<P: Protocol> Inner<P> {
     /// Makes the buffers of the ring. Sleeps.
     pub(super) fn fill_rx(self: &Arc<Self>, domain: &Arc<Domain>, count: u32, size: u32) -> Result {
         // CAST: Hundreds.
-        let mut all = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        let mut all = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
         for _ in 0..count {
             let buf = RxBuf::new(self, domain, size)?;
             let raw = NonNull::new(KBox::into_raw(buf)).ok_or(ENOMEM)?;

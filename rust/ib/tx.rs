@@ -73,7 +73,7 @@ unsafe impl<P: Protocol> Completed<P> for TxEntry {
 
 /// The producer's side of the ring.
 pub(super) struct TxRing {
-    entries: KVec<KBox<TxEntry>>,
+    entries: KVVec<KBox<TxEntry>>,
     /// The index of the entry of the next Send. Not computed from `head`, which wraps around at a
     /// number that is no multiple of the number of entries.
     next: usize,
@@ -88,7 +88,7 @@ impl TxRing {
     /// A ring without buffers.
     pub(super) const fn empty() -> Self {
         Self {
-            entries: KVec::new(),
+            entries: KVVec::new(),
             next: 0,
             head: 0,
             unsignalled: 0,
@@ -99,7 +99,7 @@ impl TxRing {
     /// Allocates and maps `count` buffers of `size` bytes.
     pub(super) fn new<P: Protocol>(domain: &Arc<Domain>, count: u32, size: u32) -> Result<Self> {
         // CAST: Both are small.
-        let mut entries = KVec::with_capacity(count as usize, GFP_KERNEL)?;
+        let mut entries = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
         for _ in 0..count {
             let entry = KBox::new(
                 TxEntry {

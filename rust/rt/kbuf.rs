@@ -16,9 +16,11 @@ impl RawGfp {
     /// May sleep and reclaim; process context without locks.
     pub(crate) const KERNEL: Self = Self(bindings::GFP_KERNEL);
 
-    /// Neither reclaims nor touches the reserves: for paths that writeback waits for (row L30).
-    pub(crate) const NORECLAIM: Self = Self(
-        (1 << bindings::___GFP_NOMEMALLOC_BIT)
+    /// May sleep, and reclaim what takes no I/O. Neither touches the reserves nor insists: for paths
+    /// that writeback waits for (row L30).
+    pub(crate) const NOIO: Self = Self(
+        bindings::GFP_NOIO
+            | (1 << bindings::___GFP_NOMEMALLOC_BIT)
             | (1 << bindings::___GFP_NORETRY_BIT)
             | (1 << bindings::___GFP_NOWARN_BIT),
     );

@@ -161,7 +161,7 @@ pub(super) struct SlotPool<S: SlotState> {
     /// Indices of the slots that sunrpc does not use. The lock is held around the backlog's queue
     /// lock: a task that finds no slot is on the backlog before a slot can become free.
     #[pin]
-    free: SpinLock<KVec<u32>>,
+    free: SpinLock<KVVec<u32>>,
 }
 
 impl<S: SlotState> SlotPool<S> {
@@ -170,7 +170,7 @@ impl<S: SlotState> SlotPool<S> {
         pin_init::pin_init_scope(move || {
             // CAST: 32 bits fit.
             let len = count as usize;
-            let mut free = KVec::with_capacity(len, GFP_KERNEL)?;
+            let mut free = KVVec::with_capacity(len, GFP_KERNEL)?;
             for index in (0..count).rev() {
                 free.push(index, GFP_KERNEL)?;
             }
