@@ -46,24 +46,32 @@ static NEXT_ID: Atomic<u64> = Atomic::new(1);
 /// whatever stands for that access, and [`SlotState::reclaim`] cannot return before the access has
 /// ended. sunrpc gets the memory back (`buf_free`, or the completion of the RPC) only by way of the
 /// lease.
+///
+/// Dropping it loses the memory of the buffers: sunrpc goes on using them.
 pub(crate) struct PayloadLease {
     id: u64,
-    send: KBuf,
-    recv: KBuf,
+    send: ManuallyDrop<KBuf>,
+    recv: ManuallyDrop<KBuf>,
+    /// sunrpc does not know the buffers, or not any more.
+    private: bool,
 }
 
 impl PayloadLease {
     fn new(id: u64) -> Result<Self> {
+        let send = KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?;
+        let recv = KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?;
         Ok(Self {
             id,
-            send: KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?,
-            recv: KBuf::new(INITIAL_BUFFER, RawGfp::KERNEL, -1)?,
+            send: ManuallyDrop::new(send),
+            recv: ManuallyDrop::new(recv),
+            private: true,
         })
     }
 
     /// Makes the buffers at least that large; they never shrink (row C32). Gives the number of
     /// bytes newly allocated and the addresses of both. May sleep.
     pub(super) fn ensure(&mut self, call: usize, reply: usize) -> (Result, u64, *mut u8, *mut u8) {
+        self.private = false;
         let mut grown = 0;
         let mut result = Ok(());
         for (buffer, size) in [(&mut self.send, call), (&mut self.recv, reply)] {
@@ -71,7 +79,10 @@ impl PayloadLease {
                 continue;
             }
             match KBuf::new(size, RawGfp::rpc_task(), -1) {
-                Ok(larger) => *buffer = larger,
+                Ok(larger) => {
+                    let old = core::mem::replace(buffer, ManuallyDrop::new(larger));
+                    drop(ManuallyDrop::into_inner(old));
+                }
                 Err(error) => {
                     result = Err(error);
                     break;
@@ -86,6 +97,20 @@ impl PayloadLease {
             self.send.as_mut_ptr(),
             self.recv.as_mut_ptr(),
         )
+    }
+}
+
+impl Drop for PayloadLease {
+    fn drop(&mut self) {
+        if !self.private {
+            pr_warn_once!("the memory of a request was dropped, and is lost\n");
+            return;
+        }
+        // SAFETY: The fields are not used again.
+        unsafe {
+            ManuallyDrop::drop(&mut self.send);
+            ManuallyDrop::drop(&mut self.recv);
+        }
     }
 }
 
@@ -274,6 +299,11 @@ impl<S: SlotState> SlotPool<S> {
 impl<S: SlotState> PinnedDrop for SlotPool<S> {
     fn drop(self: Pin<&mut Self>) {
         if self.free.lock().len() == self.slots.len() {
+            for slot in self.slots.iter() {
+                if let Some(mut lease) = slot.reclaim() {
+                    lease.private = true;
+                }
+            }
             // SAFETY: The pool is being dropped: the field is not used again.
             let this = unsafe { self.get_unchecked_mut() };
             // SAFETY: As above. sunrpc uses none of the slots, since all are on the free list.
