@@ -64,8 +64,10 @@ with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
 with check("the kernel has not complained"):
-    text = run("dmesg", "--level=emerg,alert,crit,err")
-    expect(not text.strip(), text)
+    # rxe says so when it gives up on a peer whose cable was pulled.
+    known = re.compile(r"rxe0: qp#\d+ make_send_cqe: non-flush error status = 12$")
+    lines = run("dmesg", "--level=emerg,alert,crit,err").splitlines()
+    equal([l for l in lines if not known.search(l)], [], "messages of level err and above")
 run("load-transport")
 if NODES == 1:
     on_server("nfsd-up")
