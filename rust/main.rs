@@ -35,6 +35,7 @@ module! {
 struct RpcRdma {
     tunables: Option<rt::sysctl::Registration>,
     class: sunrpc::ClassRegistration<client::Rdma>,
+    backchannel: sunrpc::BcRegistration<server::RdmaServer>,
     server: sunrpc::SvcRegistration<server::RdmaServer>,
     _server_tunables: rt::sysctl::Registration,
     #[pin]
@@ -53,6 +54,7 @@ impl kernel::InPlaceModule for RpcRdma {
             _server_tunables: server::register_tunables()?,
             server: sunrpc::SvcRegistration::new()?,
             class: sunrpc::ClassRegistration::new()?,
+            backchannel: sunrpc::BcRegistration::new()?,
             // Row M17: not there is not fatal.
             tunables: client::register_tunables().ok(),
         }? Error)

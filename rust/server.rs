@@ -16,11 +16,10 @@
 //! and the receive buffer goes back to the ring at once. The Write list and the Reply chunk, if there
 //! are any, are copied to the request's [`CallCtxt`](ctxt::CallCtxt), which travels with a deferred
 //! request (row S39).
-//!
-//! Not done yet: callbacks to clients (rows B13 to B21).
 
 #![deny(unsafe_code)]
 
+mod bc;
 mod conn;
 mod ctxt;
 mod plan;
@@ -47,7 +46,8 @@ use crate::{
         ReplyRqst,
         ServerTransport,
         ServiceLimits,
-        SvcHandle, //
+        SvcHandle,
+        XdrView, //
     },
 };
 use kernel::{
@@ -77,6 +77,7 @@ impl ServerTransport for RdmaServer {
     type Ctxt = CallCtxt;
 
     const MAX_PAYLOAD: u32 = 4 << 20;
+    const BC_REQUESTS: u32 = conn::BC_REQUESTS;
 
     fn listen(
         net: Net<'_>,
@@ -127,6 +128,10 @@ impl ServerTransport for RdmaServer {
 
     fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {
         send::send(conn, rqst)
+    }
+
+    fn send_call(conn: &Connection, xid: u32, call: &XdrView<'_>) -> Result {
+        bc::send(conn, xid, call)
     }
 
     fn release(conn: &Connection, ctxt: KBox<CallCtxt>) {

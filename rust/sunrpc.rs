@@ -43,6 +43,7 @@ pub(crate) use self::{
     slot::PayloadLease,
     stats::ClientStats,
     svc::{
+        BcRegistration,
         CallRqst,
         DetachedReply,
         Inbox,

@@ -15,6 +15,7 @@ use crate::{
         Incoming,
         Lost,
         Message,
+        Reply,
         ServerConn,
         ServerParams,
         Service, //
@@ -40,7 +41,7 @@ use kernel::{
 };
 
 /// Calls that the server may have outstanding at the client (row S9).
-const BC_REQUESTS: u32 = wire::BACKWARD_SERVER_CREDITS;
+pub(super) const BC_REQUESTS: u32 = wire::BACKWARD_SERVER_CREDITS;
 
 /// Row S1: credits below which a connection is refused.
 const MIN_REQUESTS: u32 = 2;
@@ -198,8 +199,17 @@ impl Connection {
         let Some(len) = error.encode(reply.buf(), self.credits) else {
             return Ok(());
         };
-        let starved = reply.post(len.map_err(|_| EINVAL)?, None)?;
-        if starved {
+        self.post(reply, len.map_err(|_| EINVAL)?, None)
+    }
+
+    /// Sends a message, and counts when it has to wait. May sleep.
+    pub(super) fn post(
+        &self,
+        message: Reply<'_, Peer>,
+        len: usize,
+        invalidate: Option<u32>,
+    ) -> Result {
+        if message.post(len, invalidate)? {
             tunables::STARVED.add(1);
         }
         Ok(())

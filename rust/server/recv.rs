@@ -3,6 +3,7 @@
 //! How a call gets to sunrpc (rows S33 to S51).
 
 use super::{
+    bc,
     conn::{
         Connection,
         Job,
@@ -45,6 +46,10 @@ pub(super) fn receive(
     };
     tunables::RECEIVES.add(1);
     let bytes = message.bytes();
+    if wire::is_backward_reply(bytes) && rqst.has_bc() {
+        bc::receive(rqst, bytes);
+        return Ok(None);
+    }
     let call = match wire::decode_call(bytes, &conn.limits) {
         Ok(call) => call,
         Err(error) => return refuse(conn, &error),

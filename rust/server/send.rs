@@ -178,10 +178,7 @@ impl<'c> Shape<'c> {
         } else {
             rqst.recycle();
         }
-        if tx.post(len, self.ctxt.invalidate)? {
-            tunables::STARVED.add(1);
-        }
-        Ok(())
+        conn.post(tx, len, self.ctxt.invalidate)
     }
 
     /// Adds all that is written.

@@ -16,10 +16,12 @@
 //! C headers: [include/linux/sunrpc/svc.h](srctree/include/linux/sunrpc/svc.h),
 //! [include/linux/sunrpc/svc_xprt.h](srctree/include/linux/sunrpc/svc_xprt.h)
 
+mod bc;
 mod class;
 mod rqst;
 mod xprt;
 
+use super::XdrView;
 use crate::rt::net::{
     Net,
     SockAddr, //
@@ -27,6 +29,7 @@ use crate::rt::net::{
 use kernel::prelude::*;
 
 pub(crate) use self::{
+    bc::BcRegistration,
     class::SvcRegistration,
     rqst::{
         CallRqst,
@@ -61,6 +64,9 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
 
     /// The largest payload of one RPC, in bytes (row M11).
     const MAX_PAYLOAD: u32;
+
+    /// Calls that the service can have outstanding at a client.
+    const BC_REQUESTS: u32;
 
     /// Starts to listen. Returns the address too, with the port that was chosen. May sleep.
     fn listen(
@@ -101,6 +107,10 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
 
     /// Sends a reply. After an error the connection is closed. May sleep.
     fn send(conn: &Self::Conn, rqst: &mut ReplyRqst<'_, Self::Ctxt>) -> Result;
+
+    /// Sends a call to the client. After an error other than `EMSGSIZE` the connection is closed. May
+    /// sleep.
+    fn send_call(conn: &Self::Conn, xid: u32, call: &XdrView<'_>) -> Result;
 
     /// Takes back the context of a call. The listener or connection may be closed.
     fn release(conn: &Self::Conn, ctxt: KBox<Self::Ctxt>);

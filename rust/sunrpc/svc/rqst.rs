@@ -4,6 +4,7 @@
 //!
 //! C header: [include/linux/sunrpc/svc.h](srctree/include/linux/sunrpc/svc.h)
 
+use super::bc;
 use crate::{
     bindings, ib,
     rt::{
@@ -47,6 +48,18 @@ impl CallRqst<'_> {
 
     fn raw(&self) -> *mut bindings::svc_rqst {
         self.raw.as_ptr()
+    }
+
+    /// Whether the service makes calls to this client.
+    pub(crate) fn has_bc(&self) -> bool {
+        // SAFETY: By the type invariant; the thread has a reference to the transport.
+        unsafe { bc::present((*self.raw()).rq_xprt) }
+    }
+
+    /// Takes in the client's reply to a call of the service.
+    pub(crate) fn bc_reply(&self, xid: u32, credits: u32, message: &[u8]) {
+        // SAFETY: As above.
+        unsafe { bc::reply((*self.raw()).rq_xprt, xid, credits, message) };
     }
 
     /// Pages that a call can have.

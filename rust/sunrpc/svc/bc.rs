@@ -1,0 +1,427 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Calls that a service makes to its client on the client's connection (RFC 8167, rows B13 to B21).
+//!
+//! sunrpc sees a client transport of its own class, which has the server's transport to send with.
+//! One exists per connection at most, from the first session that wants callbacks until the
+//! connection is freed.
+//!
+//! | reference | dropped by |
+//! | --- | --- |
+//! | of whoever had the transport made | them |
+//! | `svc_xprt.xpt_bc_xprt` | `svc_xprt_free` (row X3) |
+//! | the module's, because its functions are here (row X64) | [`destroy`] |
+//!
+//! It sends with the server's transport only while a service does: services keep that as long as
+//! they have calls.
+//!
+//! C header: [include/linux/sunrpc/xprt.h](srctree/include/linux/sunrpc/xprt.h)
+
+use super::{
+    xprt::SvcXprt,
+    ServerTransport, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        module_ref::ModuleRef,
+        net::SockAddr, //
+    },
+    sunrpc::{
+        addr,
+        xdr::XdrView, //
+    },
+};
+use core::{
+    cell::UnsafeCell,
+    marker::PhantomData,
+    ptr::NonNull, //
+};
+use kernel::{
+    error::to_result,
+    page::PAGE_SIZE,
+    prelude::*,
+    str::as_char_ptr_in_const_context,
+    sync::{
+        atomic::{
+            AtomicFlag,
+            Full,
+            Release, //
+        },
+        lock::{
+            spinlock::SpinLockBackend,
+            Lock, //
+        },
+    },
+    types::ScopeGuard, //
+};
+
+/// What one credit counts in sunrpc's congestion window.
+const CREDIT: usize = bindings::RPC_CWNDSCALE as usize;
+
+/// Row B13, in jiffies.
+static TIMEOUT: bindings::rpc_timeout = bindings::rpc_timeout {
+    to_initval: 60 * bindings::HZ,
+    to_maxval: 60 * bindings::HZ,
+    ..pin_init::zeroed()
+};
+
+/// sunrpc's description of the class. The list of names is empty, and ends as it should (row X1).
+#[repr(C)]
+struct Class {
+    base: UnsafeCell<bindings::xprt_class>,
+    netid: [*const c_char; 1],
+}
+
+const _: () = assert!(
+    core::mem::offset_of!(bindings::xprt_class, netid) == core::mem::offset_of!(Class, netid)
+);
+
+// SAFETY: Whoever has set `REGISTERED` writes the class, and only while sunrpc does not know it.
+unsafe impl Sync for Class {}
+
+/// The class is static, since transports refer to it as long as they live.
+static CLASS: Class = Class {
+    base: UnsafeCell::new(pin_init::zeroed()),
+    netid: [as_char_ptr_in_const_context(c"")],
+};
+
+/// Whether the class has an owner: a [`BcRegistration`].
+static REGISTERED: AtomicFlag = AtomicFlag::new(false);
+
+/// The class `rdma backchannel` (row M10). It is unknown again when this is dropped; transports that
+/// exist stay, and keep the module loaded.
+///
+/// # Invariants
+///
+/// `REGISTERED` is set for this value.
+pub(crate) struct BcRegistration<T: ServerTransport> {
+    _transport: PhantomData<fn() -> T>,
+}
+
+impl<T: ServerTransport> BcRegistration<T> {
+    /// Registers the class. `-EEXIST` if another implementation is loaded. May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        if REGISTERED.xchg(true, Full) {
+            return Err(EEXIST);
+        }
+        let class = CLASS.base.get();
+        // SAFETY: The flag is set for this function, and sunrpc does not know the class.
+        unsafe {
+            bindings::INIT_LIST_HEAD(&raw mut (*class).list);
+            (*class).ident = bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA;
+            (*class).setup = Some(setup::<T>);
+            (*class).owner = crate::THIS_MODULE.as_ptr();
+            for (to, from) in (*class).name.iter_mut().zip(b"rdma backchannel\0") {
+                *to = *from;
+            }
+        }
+        // SAFETY: The class is complete and static.
+        if let Err(error) = to_result(unsafe { bindings::xprt_register_transport(class) }) {
+            REGISTERED.store(false, Release);
+            return Err(error);
+        }
+        // INVARIANT: Set above.
+        Ok(Self {
+            _transport: PhantomData,
+        })
+    }
+}
+
+impl<T: ServerTransport> Drop for BcRegistration<T> {
+    fn drop(&mut self) {
+        // SAFETY: The class is registered, by the type invariant.
+        unsafe { bindings::xprt_unregister_transport(CLASS.base.get()) };
+        REGISTERED.store(false, Release);
+    }
+}
+
+/// The table for transports of type `T` (row B15).
+struct Vtable<T>(PhantomData<T>);
+
+impl<T: ServerTransport> Vtable<T> {
+    const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
+        reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
+        release_xprt: Some(bindings::xprt_release_xprt_cong),
+        alloc_slot: Some(bindings::xprt_alloc_slot),
+        free_slot: Some(bindings::xprt_free_slot),
+        release_request: Some(bindings::xprt_release_rqst_cong),
+        buf_alloc: Some(buf_alloc),
+        buf_free: Some(buf_free),
+        send_request: Some(send_request::<T>),
+        wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
+        close: Some(close),
+        destroy: Some(destroy),
+        print_stats: Some(print_stats),
+        inject_disconnect: Some(inject_disconnect),
+        ..pin_init::zeroed()
+    };
+}
+
+/// Rows B13, B14.
+///
+/// # Safety
+///
+/// sunrpc calls it for a server transport of type `T`, which its caller has a reference to.
+unsafe extern "C" fn setup<T: ServerTransport>(
+    args: *mut bindings::xprt_create,
+) -> *mut bindings::rpc_xprt {
+    // SAFETY: sunrpc passes valid arguments.
+    match unsafe { create::<T>(&*args) } {
+        Ok(raw) => raw,
+        Err(error) => error.to_ptr(),
+    }
+}
+
+/// # Safety
+///
+/// The pointers in `args` are valid; `bc_xprt` is a server transport of type `T`, or null.
+unsafe fn create<T: ServerTransport>(
+    args: &bindings::xprt_create,
+) -> Result<*mut bindings::rpc_xprt> {
+    // SAFETY: By the contract of this function the address has that length.
+    let addr = unsafe { SockAddr::copy_from(args.dstaddr, args.addrlen) }.ok_or(EBADF)?;
+    let svc = NonNull::new(args.bc_xprt).ok_or(EINVAL)?;
+    let module = ModuleRef::try_get().ok_or(EIO)?;
+    // SAFETY: The namespace is valid.
+    let raw = unsafe {
+        bindings::xprt_alloc(
+            args.net,
+            size_of::<bindings::rpc_xprt>(),
+            T::BC_REQUESTS,
+            T::BC_REQUESTS,
+        )
+    };
+    if raw.is_null() {
+        return Err(ENOMEM);
+    }
+    let base = ScopeGuard::new_with_data(raw, |raw| {
+        // SAFETY: Nobody else knows the transport.
+        unsafe {
+            addr::free(raw);
+            bindings::xprt_free(raw);
+        }
+    });
+    // SAFETY: Nobody else knows the transport, which is large enough for its address.
+    unsafe {
+        (*raw).timeout = &raw const TIMEOUT;
+        bindings::xprt_set_bound(raw);
+        bindings::xprt_set_connected(raw);
+        (*raw).bind_timeout = 0;
+        (*raw).reestablish_timeout = 0;
+        (*raw).idle_timeout = 0;
+        (*raw).prot = bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA;
+        (*raw).ops = const { &Vtable::<T>::OPS };
+        // Row X65.
+        (*raw).xprt_class = CLASS.base.get();
+        (*raw).max_payload = PAGE_SIZE;
+        (*raw).addrlen = addr.len();
+        core::ptr::copy_nonoverlapping(
+            addr.as_ptr().cast::<u8>(),
+            (&raw mut (*raw).addr).cast::<u8>(),
+            addr.len(),
+        );
+        addr::format(raw, &addr)?;
+    }
+    // SAFETY: The transport is new, so this cannot fail. The reference is that of the server's
+    // transport, which drops it when it is freed.
+    unsafe {
+        bindings::xprt_get(raw);
+        (*raw).bc_xprt = svc.as_ptr();
+        (&raw mut (*svc.as_ptr()).xpt_bc_xprt).write_volatile(raw);
+    }
+    module.into_raw();
+    Ok(base.dismiss())
+}
+
+/// Rows B16 and X7: one buffer for call and reply.
+///
+/// # Safety
+///
+/// sunrpc calls it for a task with a request.
+unsafe extern "C" fn buf_alloc(task: *mut bindings::rpc_task) -> c_int {
+    // SAFETY: The task is the only user of its request here.
+    unsafe {
+        let rqst = (*task).tk_rqstp;
+        if (*rqst).rq_callsize > PAGE_SIZE {
+            return EINVAL.to_errno();
+        }
+        let call = (*rqst).rq_callsize.next_multiple_of(8);
+        let size = call.saturating_add((*rqst).rq_rcvsize);
+        let gfp = bindings::GFP_NOIO | (1 << bindings::___GFP_NOWARN_BIT);
+        let buf = bindings::krealloc_node_align(core::ptr::null(), size, 1, gfp, -1);
+        if buf.is_null() {
+            return ENOMEM.to_errno();
+        }
+        (*rqst).rq_buffer = buf;
+        (*rqst).rq_rbuffer = buf.byte_add(call);
+    }
+    0
+}
+
+/// Row B18: calls are copied when they are sent, so nobody else has the buffer.
+///
+/// # Safety
+///
+/// sunrpc calls it for a task whose request has a buffer.
+unsafe extern "C" fn buf_free(task: *mut bindings::rpc_task) {
+    // SAFETY: The buffer is from `buf_alloc`.
+    unsafe { bindings::kfree((*(*task).tk_rqstp).rq_buffer) };
+}
+
+/// Row B17.
+///
+/// # Safety
+///
+/// sunrpc calls it with a request whose transport was made by [`setup`] for the same `T`.
+unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_rqst) -> c_int {
+    // SAFETY: The request is in use; the service keeps the server's transport.
+    let (raw, xid) = unsafe { ((*(*rqst).rq_xprt).bc_xprt, u32::from_be((*rqst).rq_xid)) };
+    let not_connected = err::enotconn().to_errno();
+    // SAFETY: As above.
+    let (xprt, dead) = unsafe { (SvcXprt::<T>::from_raw(raw), bindings::svc_xprt_is_dead(raw)) };
+    let Some(conn) = xprt.conn().filter(|_| !dead) else {
+        return not_connected;
+    };
+    // SAFETY: The request has a complete call, which stays for the length of this function.
+    let call = unsafe {
+        (*rqst).rq_xtime = bindings::ktime_get();
+        XdrView::message(&raw const (*rqst).rq_snd_buf)
+    };
+    // SAFETY: What is allocated below must not wait for a file system.
+    let flags = unsafe { bindings::memalloc_nofs_save() };
+    let sent = T::send_call(conn, xid, &call);
+    // SAFETY: As saved above.
+    unsafe { bindings::memalloc_nofs_restore(flags) };
+    match sent {
+        Ok(()) => 0,
+        // This call is too long; others are not.
+        Err(e) if e == err::emsgsize() => e.to_errno(),
+        Err(_) => {
+            // SAFETY: As above.
+            unsafe { bindings::svc_xprt_deferred_close(raw) };
+            not_connected
+        }
+    }
+}
+
+/// Row B19: takes in the reply to a call. `msg` is the RPC message.
+///
+/// # Safety
+///
+/// `svc` is a server transport that stays for the call.
+pub(super) unsafe fn reply(svc: *mut bindings::svc_xprt, xid: u32, credits: u32, msg: &[u8]) {
+    // SAFETY: By the contract of this function. The pointer is set once.
+    let raw = unsafe { (&raw const (*svc).xpt_bc_xprt).read_volatile() };
+    if raw.is_null() {
+        return;
+    }
+    // SAFETY: The server's transport has a reference to the client's, and so its locks stay.
+    let (queue_lock, transport_lock) = unsafe {
+        (
+            Lock::<(), SpinLockBackend>::from_raw(&raw mut (*raw).queue_lock),
+            Lock::<(), SpinLockBackend>::from_raw(&raw mut (*raw).transport_lock),
+        )
+    };
+    {
+        let _guard = transport_lock.lock();
+        // CAST: A small number.
+        // SAFETY: The lock is held.
+        unsafe { (*raw).cwnd = (credits as usize).saturating_mul(CREDIT) };
+    }
+    let _guard = queue_lock.lock();
+    // SAFETY: The queue lock is held: it keeps the request that is found in the receive queue, and
+    // its task and buffers, until it is completed, which is the last access.
+    unsafe {
+        let rqst = bindings::xprt_lookup_rqst(raw, xid.to_be());
+        if rqst.is_null() {
+            return;
+        }
+        core::ptr::copy_nonoverlapping(
+            &raw const (*rqst).rq_rcv_buf,
+            &raw mut (*rqst).rq_private_buf,
+            1,
+        );
+        let head = (*rqst).rq_private_buf.head[0];
+        if head.iov_len < msg.len() || head.iov_base.is_null() {
+            return;
+        }
+        bindings::memcpy(head.iov_base, msg.as_ptr().cast(), msg.len());
+        // CAST: Messages are at most 64 KiB.
+        bindings::xprt_complete_rqst((*rqst).rq_task, msg.len() as c_int);
+    }
+}
+
+/// Whether a connection has a client transport.
+///
+/// # Safety
+///
+/// `svc` is a server transport that stays for the call.
+pub(super) unsafe fn present(svc: *mut bindings::svc_xprt) -> bool {
+    // SAFETY: By the contract of this function.
+    !unsafe { (&raw const (*svc).xpt_bc_xprt).read_volatile() }.is_null()
+}
+
+/// Rows B20, X6: the connection has gone.
+///
+/// # Safety
+///
+/// sunrpc calls it with a transport made by [`setup`].
+unsafe extern "C" fn close(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: sunrpc, or the server's transport, has a reference.
+    unsafe {
+        bindings::xprt_disconnect_done(raw);
+        (*raw).cwnd = CREDIT;
+    }
+}
+
+/// # Safety
+///
+/// sunrpc calls it with a transport made by [`setup`], which nobody uses any more.
+unsafe extern "C" fn destroy(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: By the contract of this function; the module reference is that of `create`.
+    unsafe {
+        addr::free(raw);
+        bindings::xprt_free(raw);
+        drop(ModuleRef::from_raw());
+    }
+}
+
+/// Row X4.
+///
+/// # Safety
+///
+/// sunrpc calls it with a transport made by [`setup`], while a call is sent.
+unsafe extern "C" fn inject_disconnect(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: The service keeps the server's transport while it has calls.
+    unsafe { bindings::svc_xprt_deferred_close((*raw).bc_xprt) };
+}
+
+/// The transport's line of statistics: there are none of its own.
+///
+/// # Safety
+///
+/// sunrpc calls it with a transport made by [`setup`].
+unsafe extern "C" fn print_stats(raw: *mut bindings::rpc_xprt, seq: *mut bindings::seq_file) {
+    // SAFETY: The numbers are read while they may change, as everywhere in sunrpc. The format takes
+    // what follows, 32 or 64 bits wide.
+    unsafe {
+        let stat = (*raw).stat;
+        bindings::seq_printf(
+            seq,
+            c"\txprt:\trdma %u %lu %lu %lu %ld %lu %lu %lu %llu %llu ".as_char_ptr(),
+            0 as c_uint,
+            stat.bind_count,
+            stat.connect_count,
+            stat.connect_time / bindings::HZ,
+            0 as c_long,
+            stat.sends,
+            stat.recvs,
+            stat.bad_xids,
+            stat.req_u,
+            stat.bklog_u,
+        );
+        bindings::seq_printf(seq, c"0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n".as_char_ptr());
+    }
+}
