@@ -54,7 +54,11 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*,
     sync::{
-        atomic::Relaxed,
+        atomic::{
+            Full,
+            Relaxed, //
+        },
+        barrier::smp_mb,
         Arc, //
     },
     types::Opaque, //
@@ -111,6 +115,8 @@ pub(super) struct Op<S: Service> {
     /// Work requests that it takes.
     wrs: u32,
     job: Option<S::Job>,
+    /// Where it is in `posted_ops`.
+    number: usize,
     shared: Arc<Shared<S>>,
     link: Option<KBox<Self>>,
 }
@@ -148,39 +154,40 @@ impl<S: Service> Sq<S> {
 impl<S: Service> Op<S> {
     fn new(conn: &ServerConn<S>, msg_bytes: Option<u32>) -> Result<KBox<Self>> {
         let shared = &conn.shared;
-        if shared.op_count.fetch_add(1, Relaxed) >= shared.limits().max_ops {
+        let buf = match msg_bytes {
+            // CAST: At most 64 KiB.
+            Some(bytes) => Some(DmaBuf::new(
+                &conn.domain,
+                bytes as usize,
+                Direction::ToDevice,
+            )?),
+            None => None,
+        };
+        let mut this = KBox::new(
+            Self {
+                cqe: Self::entry(),
+                send: pin_init::zeroed(),
+                sge: pin_init::zeroed(),
+                buf,
+                rws: Stack::new(),
+                memory: Memory::None,
+                wrs: 0,
+                job: None,
+                number: 0,
+                shared: shared.clone(),
+                link: None,
+            },
+            GFP_KERNEL,
+        )?;
+        // Numbers are not used again: operations live as long as the connection.
+        let number = shared.op_count.fetch_add(1, Relaxed);
+        if number >= shared.limits().max_ops {
             shared.op_count.fetch_sub(1, Relaxed);
             return Err(EBUSY);
         }
-        let make = || -> Result<KBox<Self>> {
-            let buf = match msg_bytes {
-                // CAST: At most 64 KiB.
-                Some(bytes) => Some(DmaBuf::new(
-                    &conn.domain,
-                    bytes as usize,
-                    Direction::ToDevice,
-                )?),
-                None => None,
-            };
-            Ok(KBox::new(
-                Self {
-                    cqe: Self::entry(),
-                    send: pin_init::zeroed(),
-                    sge: pin_init::zeroed(),
-                    buf,
-                    rws: Stack::new(),
-                    memory: Memory::None,
-                    wrs: 0,
-                    job: None,
-                    shared: shared.clone(),
-                    link: None,
-                },
-                GFP_KERNEL,
-            )?)
-        };
-        make().inspect_err(|_| {
-            shared.op_count.fetch_sub(1, Relaxed);
-        })
+        // CAST: 32 bits fit.
+        this.number = number as usize;
+        Ok(this)
     }
 
     fn direction(&self) -> Direction {
@@ -323,17 +330,12 @@ impl<S: Service> Op<S> {
     }
 }
 
-impl<S: Service> Drop for Op<S> {
-    fn drop(&mut self) {
-        self.shared.op_count.fetch_sub(1, Relaxed);
-    }
-}
-
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
     unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
         // SAFETY: `Shared::post` leaked the box when it posted the work requests.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
+        shared.note_op(this.number, core::ptr::null_mut());
         let ok = wc.ok();
         if let Err(e) = ok {
             shared.completion_failed(e);
@@ -429,6 +431,8 @@ impl<S: Service> Shared<S> {
             self.congested.store(false, Relaxed);
         }
         drop(sq);
+        // Whoever looks at `congested` has set a flag before; we are about to look at that.
+        smp_mb();
         while let Some(op) = ready.pop() {
             // An error was reported, and ends the connection.
             let _ = self.post(op);
@@ -452,7 +456,9 @@ impl<S: Service> Shared<S> {
             buf.for_device(op.sge.length as usize);
         }
         let first = op.link_up(qp, port);
+        let number = op.number;
         let op = KBox::into_raw(op);
+        self.note_op(number, op);
         let mut bad: *const bindings::ib_send_wr = core::ptr::null();
         // SAFETY: The queue pair is valid: `ServerConn::tear_down` waits for completion handlers,
         // and threads have the connection. The chain is one of prepared contexts and a Send from a
@@ -460,12 +466,42 @@ impl<S: Service> Shared<S> {
         match to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) }) {
             Ok(()) => Ok(()),
             Err(e) => {
-                // The work request with our entry is the last one, and was not posted, so the
-                // operation is still ours; but the device may have taken the first ones.
-                // SAFETY: See above.
-                self.keep(unsafe { KBox::from_raw(op) });
+                if !bad.is_null() {
+                    // The work request with our entry is the last one, and was not posted, so the
+                    // operation is still ours; but the device may have taken the first ones. If the
+                    // device does not say how far it came, the operation remains on the list.
+                    self.note_op(number, core::ptr::null_mut());
+                    // SAFETY: See above.
+                    self.keep(unsafe { KBox::from_raw(op) });
+                }
                 self.lost(Lost::PostFailed);
                 Err(e)
+            }
+        }
+    }
+
+    /// Notes what the device has.
+    fn note_op(&self, number: usize, raw: *mut Op<S>) {
+        if let Some(entry) = self.posted_ops.get(number) {
+            entry.store(raw, Relaxed);
+        }
+    }
+
+    /// Frees what is posted.
+    ///
+    /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
+    pub(super) fn reap_ops(&self) {
+        for entry in self.posted_ops.iter() {
+            let raw = entry.xchg(core::ptr::null_mut(), Full);
+            if let Some(raw) = NonNull::new(raw) {
+                // SAFETY: Leaked when it was posted; there is no completion any more.
+                let mut op = unsafe { KBox::from_raw(raw.as_ptr()) };
+                // The core needs the queue pair to release them. This is for devices that have
+                // failed: their mappings are lost.
+                while let Some(rw) = op.rws.pop() {
+                    core::mem::forget(rw);
+                }
+                op.discard();
             }
         }
     }

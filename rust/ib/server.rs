@@ -245,8 +245,12 @@ pub(super) struct Shared<S: Service> {
     port: u32,
     told: AtomicFlag,
     limits: ServerLimits,
-    /// Operations that exist.
+    /// Operations that exist: none is freed before the queues are gone.
     pub(super) op_count: Atomic<u32>,
+    /// What the device has, by the numbers of operations and receive buffers: null for those that
+    /// it has not.
+    pub(super) posted_ops: KVVec<Atomic<*mut Op<S>>>,
+    pub(super) posted_rxs: KVVec<Atomic<*mut RxBuf<S>>>,
     #[pin]
     pub(super) rx: SpinLock<srx::Pool<S>>,
     #[pin]
@@ -272,6 +276,8 @@ unsafe impl<S: Service> Sync for Shared<S> {}
 
 impl<S: Service> Shared<S> {
     fn new(service: S, limits: ServerLimits, port: u32) -> Result<Arc<Self>> {
+        let posted_ops = none_posted(limits.max_ops)?;
+        let posted_rxs = none_posted(limits.messages)?;
         Arc::pin_init(
             // INVARIANT: There is no queue pair.
             pin_init!(Self {
@@ -280,6 +286,8 @@ impl<S: Service> Shared<S> {
                 told: AtomicFlag::new(false),
                 limits,
                 op_count: Atomic::new(0),
+                posted_ops,
+                posted_rxs,
                 rx <- new_spinlock!(srx::Pool::new()),
                 sq <- new_spinlock!(Sq::new(limits.send_wr)),
                 replies <- new_spinlock!(Stack::new()),
@@ -314,6 +322,16 @@ impl<S: Service> Shared<S> {
     pub(super) fn completion_failed(&self, e: WcErr) {
         self.lost(Lost::CompletionError(e.status()));
     }
+}
+
+/// A list of what is posted: nothing.
+fn none_posted<T>(count: u32) -> Result<KVVec<Atomic<*mut T>>> {
+    // CAST: Thousands.
+    let mut list = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
+    for _ in 0..count {
+        list.push(Atomic::new(core::ptr::null_mut()), GFP_KERNEL)?;
+    }
+    Ok(list)
 }
 
 impl<S: Service> Link for Shared<S> {
@@ -351,10 +369,11 @@ unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, contex
 /// takes to flush its queues.
 pub(crate) struct ServerConn<S: Service> {
     pub(super) shared: Arc<Shared<S>>,
-    pub(super) domain: Arc<Domain>,
     cqs: Option<(Cq, Cq)>,
     listening: Option<Listening>,
     incoming: KBox<Incoming>,
+    // The lease on the device goes last.
+    pub(super) domain: Arc<Domain>,
 }
 
 impl<S: Service> ServerConn<S> {
@@ -434,8 +453,8 @@ impl<S: Service> ServerConn<S> {
         shared.qp.store(qp.as_ptr(), Release);
 
         // Receives before credits: all of them.
-        for _ in 0..limits.messages {
-            shared.put_rx(RxBuf::new(shared, domain, limits.msg_bytes)?);
+        for number in 0..limits.messages {
+            shared.put_rx(RxBuf::new(shared, domain, number, limits.msg_bytes)?);
         }
         shared.post_receives(1)?;
 
@@ -529,8 +548,6 @@ impl<S: Service> ServerConn<S> {
                 op.discard();
             }
         }
-        let rws = shared.rws.lock().take();
-        drop(rws);
         // INVARIANT: There is no queue pair as far as others are concerned.
         shared.qp.store(core::ptr::null_mut(), Release);
         // SAFETY: Nobody uses the queue pair.
@@ -541,11 +558,16 @@ impl<S: Service> ServerConn<S> {
         }
         // No handler runs when this is done.
         self.cqs = None;
+        // If the device could not flush its queues, what was posted is still on the lists. It is
+        // taken back now: the queues are gone.
+        shared.reap_receives();
+        shared.reap_ops();
         self.domain.set_quiesced();
         shared.service.ended();
         let replies = shared.replies.lock().take();
         let reads = shared.reads.lock().take();
-        drop((replies, reads));
+        let rws = shared.rws.lock().take();
+        drop((replies, reads, rws));
     }
 }
 

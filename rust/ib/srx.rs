@@ -43,7 +43,13 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::{
+            Full,
+            Relaxed, //
+        },
+        Arc, //
+    },
 };
 
 /// One receive buffer.
@@ -53,6 +59,8 @@ pub(super) struct RxBuf<S: Service> {
     wr: bindings::ib_recv_wr,
     sge: bindings::ib_sge,
     buf: DmaBuf,
+    /// Where it is in `posted_rxs`.
+    number: usize,
     /// Bytes of the message, not more than the buffer has.
     len: usize,
     shared: Arc<Shared<S>>,
@@ -77,6 +85,7 @@ impl<S: Service> RxBuf<S> {
     pub(super) fn new(
         shared: &Arc<Shared<S>>,
         domain: &Arc<Domain>,
+        number: u32,
         size: u32,
     ) -> Result<KBox<Self>> {
         // CAST: At most 64 KiB.
@@ -87,6 +96,8 @@ impl<S: Service> RxBuf<S> {
                 wr: pin_init::zeroed(),
                 sge: buf.sge(size),
                 buf,
+                // CAST: 32 bits fit.
+                number: number as usize,
                 len: 0,
                 shared: shared.clone(),
                 link: None,
@@ -101,6 +112,7 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
     unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
         // SAFETY: `Shared::post_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
+        shared.note_rx(this.number, core::ptr::null_mut());
         match wc.ok() {
             Ok(wc) => {
                 // CAST: `usize` is at least 32 bits.
@@ -187,6 +199,7 @@ impl<S: Service> Shared<S> {
             buf.wr.sg_list = &raw mut buf.sge;
             buf.wr.num_sge = 1;
             first = &raw mut buf.wr;
+            self.note_rx(buf.number, raw);
         }
         if first.is_null() {
             return Ok(());
@@ -197,7 +210,8 @@ impl<S: Service> Shared<S> {
         if unsafe { bindings::ib_post_recv(qp, first, &mut bad) } == 0 {
             return Ok(());
         }
-        let mut unposted = if bad.is_null() { first } else { bad.cast_mut() };
+        // Null if the device did not say: then those that it did not take remain on the list.
+        let mut unposted = bad.cast_mut();
         while let Some(wr) = NonNull::new(unposted) {
             // SAFETY: Part of the chain made above; nobody has taken it. Its entry is the first
             // field of the buffer, which was leaked above and not posted.
@@ -205,10 +219,31 @@ impl<S: Service> Shared<S> {
                 unposted = (*wr.as_ptr()).next;
                 KBox::from_raw((*wr.as_ptr()).__bindgen_anon_1.wr_cqe.cast::<RxBuf<S>>())
             };
+            self.note_rx(buf.number, core::ptr::null_mut());
             pool.free.push(buf);
         }
         drop(pool);
         self.lost(Lost::PostFailed);
         Err(err::enotconn())
+    }
+
+    /// Notes what the device has.
+    fn note_rx(&self, number: usize, raw: *mut RxBuf<S>) {
+        if let Some(entry) = self.posted_rxs.get(number) {
+            entry.store(raw, Relaxed);
+        }
+    }
+
+    /// Frees what is posted.
+    ///
+    /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
+    pub(super) fn reap_receives(&self) {
+        for entry in self.posted_rxs.iter() {
+            let raw = entry.xchg(core::ptr::null_mut(), Full);
+            if !raw.is_null() {
+                // SAFETY: Leaked when it was posted; there is no completion any more.
+                drop(unsafe { KBox::from_raw(raw) });
+            }
+        }
     }
 }
