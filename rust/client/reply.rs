@@ -47,8 +47,11 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
         endpoint.stats.bad_reply.inc();
         return;
     }
-    if wire::is_backward_call(msg.bytes()) && xprt.has_bc_service() {
-        call(endpoint, &msg);
+    if wire::is_backward_call(msg.bytes()) {
+        // No reply looks like this, whatever its XID. Without a service there is no answer.
+        if xprt.has_bc_service() {
+            call(endpoint, &msg);
+        }
         return;
     }
     let Some(rqst) = xprt.lookup(fixed.xid) else {

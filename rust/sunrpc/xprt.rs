@@ -315,12 +315,14 @@ impl<T: ClientTransport> Core<T> {
 
     /// The server's address as it is now: an administrator can change it.
     pub(crate) fn addr(&self) -> SockAddr {
-        let raw = self.raw();
-        // SAFETY: The transport's memory is valid.
-        let len = unsafe { (&raw const (*raw).addrlen).read_volatile() };
-        // SAFETY: The address is as large as addresses can be.
-        unsafe { SockAddr::copy_from((&raw const (*raw).addr).cast(), len.min(SockAddr::MAX_LEN)) }
-            .unwrap_or_else(SockAddr::none)
+        // Not `addrlen`: sunrpc sets that to 0 when an administrator gives an address that it cannot
+        // read, and keeps the old address.
+        // SAFETY: The transport's memory is valid, and the address is as large as addresses can be.
+        unsafe {
+            let addr = &raw const (*self.raw()).addr;
+            SockAddr::copy_from(addr.cast(), SockAddr::MAX_LEN)
+        }
+        .unwrap_or_else(SockAddr::none)
     }
 
     /// The transport's part of the slot of a request, for as long as this transport is known to be
