@@ -193,7 +193,9 @@ impl Events {
                 self.finish(Ok(()));
             }
             rdma_cm_event_type_RDMA_CM_EVENT_ADDR_CHANGE => {
-                self.gone(Lost::AddressChange, kernel::error::code::ENODEV);
+                // The next attempt may find another device. `ENODEV` would fail RPCs, on hard
+                // mounts too.
+                self.gone(Lost::AddressChange, err::enotconn());
             }
             rdma_cm_event_type_RDMA_CM_EVENT_DISCONNECTED => {
                 self.gone(Lost::Disconnected, err::econnaborted());
@@ -201,7 +203,7 @@ impl Events {
             // Once there is a lease, `device.rs` tells of this and waits for us. Before, the core
             // waits for the identifier to go.
             rdma_cm_event_type_RDMA_CM_EVENT_DEVICE_REMOVAL => {
-                self.abort(kernel::error::code::ENODEV);
+                self.abort(err::enotconn());
             }
             _ => {}
         }

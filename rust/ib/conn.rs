@@ -538,7 +538,7 @@ impl<P: Protocol> Link for Inner<P> {
         // is no reason for that: what is posted is flushed before the connection manager tells that
         // the peer has refused, and that is the better answer.
         match why {
-            Lost::DeviceRemoved | Lost::AddressChange => self.events.abort(ENODEV),
+            Lost::DeviceRemoved | Lost::AddressChange => self.events.abort(err::enotconn()),
             Lost::Disconnected => self.events.abort(err::econnaborted()),
             _ => {}
         }
