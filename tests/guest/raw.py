@@ -1,0 +1,393 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A peer without a kernel client sends the server hand-made messages, good and bad."""
+
+import signal
+import struct
+
+import pyverbs.cm_enums as ce
+import pyverbs.enums as e
+from pyverbs.cmid import CMID, AddrInfo, ConnParam
+from pyverbs.pyverbs_error import PyverbsError
+from pyverbs.qp import QPCap, QPInitAttr
+
+from lib import *
+
+MSG, NOMSG, MSGP, RDMA_DONE, ERROR = range(5)
+ERR_VERS, ERR_CHUNK = 1, 2
+PAGE = 4096
+SEGMENT = struct.Struct(">IIQ")
+
+
+class Quiet(Exception):
+    """Nothing came."""
+
+
+class Gone(Exception):
+    """The connection has ended."""
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}I", *values)
+
+
+class Peer:
+    """A connection, used as the protocol does: Send, Receive, memory that the server may reach."""
+
+    def __init__(self, receives=8):
+        info = AddrInfo(dst=SERVER, dst_service=str(PORT), port_space=ce.RDMA_PS_TCP)
+        attr = QPInitAttr(cap=QPCap(max_send_wr=64, max_recv_wr=64))
+        attr.qp_type = e.IBV_QPT_RC
+        self.id = CMID(creator=info, qp_init_attr=attr)
+        self.receives, self.keep, self.at = [], [], 0
+        for _ in range(receives):
+            self.post()
+        self.id.connect(ConnParam(resources=4, depth=4))
+
+    def post(self):
+        region = self.id.reg_msgs(PAGE)
+        self.id.post_recv(region)
+        self.receives.append(region)
+
+    def send(self, message):
+        region = self.id.reg_msgs(max(len(message), 1))
+        region.write(message, len(message))
+        self.keep.append(region)
+        try:
+            self.id.post_send(region, e.IBV_SEND_SIGNALED)
+            wc = self.wait(self.id.get_send_comp, 10)
+        except (PyverbsError, Quiet) as error:
+            raise Gone(error) from None
+        if wc.status:
+            raise Gone(f"send status {wc.status}")
+
+    def wait(self, get, seconds):
+        def alarm(*_):
+            raise Quiet
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
+        try:
+            wc = get()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if wc is None:
+            raise Quiet
+        return wc
+
+    def recv(self, seconds=5):
+        try:
+            wc = self.wait(self.id.get_recv_comp, seconds)
+        except PyverbsError as error:
+            raise Quiet(error) from None
+        if wc.status:
+            raise Gone(f"receive status {wc.status}")
+        region = self.receives[self.at]
+        self.at += 1
+        data = region.read(wc.byte_len, 0)
+        self.post()
+        return data
+
+    def memory(self, data):
+        """Memory to read: (rkey, address)."""
+        region = self.id.reg_read(max(len(data), 1))
+        region.write(data, len(data))
+        self.keep.append(region)
+        return region.rkey, region.buf
+
+    def space(self, size):
+        """Memory to write: the region."""
+        region = self.id.reg_write(size)
+        region.write(b"\xee" * size, size)
+        self.keep.append(region)
+        return region
+
+    def close(self):
+        for region in self.receives + self.keep:
+            region.close()
+        self.id.close()
+
+
+def fixed(xid, proc=MSG, version=1, credits=32):
+    return words(xid, version, credits, proc)
+
+
+def lists(reads=(), writes=(), reply=None):
+    """Read list of (position, rkey, length, address); chunks of (rkey, length, address)."""
+    out = b"".join(words(1, position) + SEGMENT.pack(*segment) for position, *segment in reads)
+    out += words(0)
+    for chunk in writes:
+        out += words(1, len(chunk)) + b"".join(SEGMENT.pack(*segment) for segment in chunk)
+    out += words(0)
+    if reply is None:
+        return out + words(0)
+    return out + words(1, len(reply)) + b"".join(SEGMENT.pack(*segment) for segment in reply)
+
+
+def null(xid, proc=0):
+    """The NULL call of NFS 3."""
+    return words(xid, 0, 2, 100003, 3, proc, 0, 0, 0, 0)
+
+
+def null_named(xid, name):
+    """The same with a credential that has a machine name: (call, offset of the name)."""
+    pad = -len(name) % 4
+    body = words(7, len(name)) + name + bytes(pad) + words(0, 0, 0)
+    return words(xid, 0, 2, 100003, 3, 0, 1, len(body)) + body + words(0, 0), 40
+
+
+def accepted(xid, status=0):
+    return words(xid, 1, 0, 0, 0, status)
+
+
+def good(peer, xid=0x600d):
+    peer.send(fixed(xid) + lists() + null(xid))
+    equal(answer(peer, xid), accepted(xid), "answer to a plain call")
+
+
+def answer(peer, xid, reads=b"", header=None):
+    """The RPC message of a reply whose header has empty lists, or the given ones."""
+    data = peer.recv()
+    header = lists() if header is None else header
+    got_xid, version, credits, proc = struct.unpack_from(">4I", data)
+    equal((got_xid, version, proc), (xid, 1, MSG), "xid, version and procedure of the reply")
+    expect(credits > 0, "no credits granted")
+    equal(data[16:16 + len(header)], header, "chunk lists of the reply")
+    return data[16 + len(header):]
+
+
+def error(peer, xid, code=ERR_CHUNK):
+    data = peer.recv()
+    got_xid, _, _, proc, got = struct.unpack_from(">5I", data)
+    equal((got_xid, proc, got), (xid, ERROR, code), "xid, procedure and code of the error")
+    return data
+
+
+def ends(peer):
+    """The connection ends within a few seconds."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            peer.recv(2)
+        except Quiet:
+            continue
+        except Gone:
+            return
+    raise Failed("the connection is still there")
+
+
+def silent(peer, seconds=1):
+    try:
+        data = peer.recv(seconds)
+    except Quiet:
+        return
+    raise Failed(f"unexpected answer {data.hex()}")
+
+
+class connection:
+    def __enter__(self):
+        self.peer = Peer()
+        return self.peer
+
+    def __exit__(self, *_):
+        self.peer.close()
+
+
+def resources():
+    return on_server("rdma resource show; cat /proc/sys/sunrpc/svc_rdma/rdma_stat_recv").split("\n")[0]
+
+
+baseline = resources()
+say(baseline)
+
+with check("a plain call"), connection() as peer:
+    good(peer)
+
+with check("credits 0 and 2^32-1"), connection() as peer:
+    for credits in (0, 0xffffffff):
+        peer.send(fixed(5, credits=credits) + lists() + null(5))
+        equal(answer(peer, 5), accepted(5), "answer")
+
+with check("less than a header"), connection() as peer:
+    for size in (0, 1, 4, 7):
+        peer.send(fixed(9)[:size]) if size else None
+        silent(peer, 0.5)
+    for size in (8, 12, 15):
+        peer.send(fixed(9)[:size])
+        error(peer, 9)
+    good(peer)
+
+with check("truncated lists"), connection() as peer:
+    header = fixed(10) + lists([(0, 1, 2, 3)], [[(4, 5, 6)]], [(7, 8, 9)])
+    for size in range(16, len(header), 4):
+        peer.send(header[:size])
+        error(peer, 10)
+    good(peer)
+
+with check("unknown versions"), connection() as peer:
+    for version in (0, 2, 0xffffffff):
+        peer.send(fixed(11, version=version) + lists() + null(11))
+        data = error(peer, 11, ERR_VERS)
+        equal(data[4:8], words(version), "version that is repeated")
+        equal(data[20:], words(1, 1), "versions that are known")
+    good(peer)
+
+with check("other procedures"), connection() as peer:
+    for proc in (RDMA_DONE, ERROR):
+        peer.send(fixed(12, proc) + lists() + null(12))
+        silent(peer, 0.5)
+    for proc in (MSGP, 5, 0x80000000, 0xffffffff):
+        peer.send(fixed(12, proc) + lists() + null(12))
+        error(peer, 12)
+    good(peer)
+
+with check("no message at all"), connection() as peer:
+    for proc in (MSG, NOMSG):
+        peer.send(fixed(13, proc) + lists())
+        error(peer, 13)
+    good(peer)
+
+with check("a reply to a call that was never made"), connection() as peer:
+    peer.send(fixed(14) + lists() + words(14, 1, 0, 0, 0, 0))
+    silent(peer)
+    good(peer)
+
+with check("bad chunks: refused, and the connection stays"), connection() as peer:
+    for reads in ([(2, 1, 4, 0)], [(0xffffffff, 1, 4, 0)], [(4, 1, 0x80000000, 0)],
+                  [(4, 1, 0xffffffff, 0)], [(0, 1, 0xffffffff, 0)] * 2,
+                  [(4, 1, 16 << 20, 0)]):
+        peer.send(fixed(15) + lists(reads) + null(15))
+        error(peer, 15)
+    for count in (0, 0x10000000, 0xffffffff):
+        peer.send(fixed(15) + words(0, 1, count) + bytes(64))
+        error(peer, 15)
+        peer.send(fixed(15) + words(0, 0, 1, count) + bytes(64))
+        error(peer, 15)
+    good(peer)
+
+for name, proc, reads in (
+        ("position beyond the message", MSG, [(400, 1, 4, 0)]),
+        ("position 2^31", MSG, [(0x80000000, 1, 4, 0)]),
+        ("position 2^32-4", MSG, [(0xfffffffc, 1, 4, 0)]),
+        ("overlapping chunks", MSG, [(4, 1, 64, 0), (8, 1, 4, 0)]),
+        ("position beyond the long message", NOMSG, [(0, 1, 40, 0), (80, 1, 4, 0)]),
+        ("nothing but empty segments", NOMSG, [(0, 1, 0, 0)]),
+        ("more pages than there are", MSG, [(4, 1, 260 * PAGE - 64, 0), (260 * PAGE - 60, 1, 64, 0)]),
+        ("pages exactly used up, then more", MSG,
+         [(40, 1, 259 * PAGE - 40, 0), (259 * PAGE, 1, PAGE + 4, 0)])):
+    with check(f"{name}: refused"), connection() as peer:
+        peer.send(fixed(16, proc) + lists(reads) + null(16))
+        error(peer, 16)
+        good(peer)
+
+with check("a key that the server may not use: the connection ends"), connection() as peer:
+    peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
+    ends(peer)
+
+with check("a long call, in segments of odd lengths"), connection() as peer:
+    message = null(20, 99)
+    rkey, addr = peer.memory(message)
+    cuts = (0, 13, 14, 33, 40)
+    reads = [(0, rkey, b - a, addr + a) for a, b in zip(cuts, cuts[1:])]
+    peer.send(fixed(20, NOMSG) + lists(reads))
+    equal(answer(peer, 20), accepted(20, 3), "answer: no such procedure")
+
+with check("a long call with the rest inline"), connection() as peer:
+    message = null(21, 99)
+    rkey, addr = peer.memory(message)
+    peer.send(fixed(21) + lists([(0, rkey, 20, addr)]) + message[20:])
+    equal(answer(peer, 21), accepted(21, 3), "answer: no such procedure")
+
+with check("a long call with chunks inserted, in any order"), connection() as peer:
+    message = null(22, 99)
+    rkey, addr = peer.memory(message)
+    peer.send(fixed(22, NOMSG) + lists([(20, rkey, 4, addr + 20), (0, rkey, 4, addr), (4, rkey, 4, addr + 4),
+                                        (0, rkey, 12, addr + 8), (0, rkey, 16, addr + 24)]))
+    equal(answer(peer, 22), accepted(22, 3), "answer: no such procedure")
+
+with check("several chunks in an inline call"), connection() as peer:
+    message = null(23, 99)
+    rkey, addr = peer.memory(message)
+    inline = message[:4] + message[8:20] + message[24:]
+    peer.send(fixed(23) + lists([(20, rkey, 4, addr + 20), (4, rkey, 4, addr + 4)]) + inline)
+    equal(answer(peer, 23), accepted(23, 3), "answer: no such procedure")
+
+with check("one chunk in the middle of an inline call"), connection() as peer:
+    message = null(24, 99)
+    rkey, addr = peer.memory(message)
+    peer.send(fixed(24) + lists([(20, rkey, 4, addr + 20)]) + message[:20] + message[24:])
+    equal(answer(peer, 24), accepted(24, 3), "answer: no such procedure")
+
+for size in (1, 5, 7, 8):
+    with check(f"a chunk of {size} bytes, with and without pad, alone and among others"), \
+            connection() as peer:
+        name = b"abcdefgh"[:size]
+        message, at = null_named(25, name)
+        rkey, addr = peer.memory(message)
+        pad = -size % 4
+        rest = message[at + size + pad:]
+        for length in {size, size + pad}:
+            peer.send(fixed(25) + lists([(at, rkey, length, addr + at)]) + message[:at] + rest)
+            equal(answer(peer, 25), accepted(25), "answer, one chunk")
+            reads = [(4, rkey, 4, addr + 4), (at, rkey, length, addr + at)]
+            peer.send(fixed(25) + lists(reads) + message[:4] + message[8:at] + rest)
+            equal(answer(peer, 25), accepted(25), "answer, two chunks")
+
+with check("chunks that are not needed come back empty"), connection() as peer:
+    space = peer.space(256)
+    key, at = space.rkey, space.buf
+    chunk = [(key, 64, at), (key, 32, at + 64)]
+    for writes, reply in (([chunk], None), ([], chunk), ([chunk, chunk], chunk)):
+        peer.send(fixed(30) + lists((), writes, reply) + null(30))
+        empty = [(k, 0, a) for k, _, a in chunk]
+        header = lists((), [empty] * len(writes), empty if reply else None)
+        equal(answer(peer, 30, header=header), accepted(30), "answer")
+    equal(space.read(256, 0), b"\xee" * 256, "memory")
+
+with check("a long reply goes to the Reply chunk"), connection() as peer:
+    space = peer.space(64)
+    key, at = space.rkey, space.buf
+    # The header of the reply alone almost fills the 1024 bytes that we can take.
+    writes = [[(key, 4, at)] * 59]
+    reply = [(key, 10, at), (key, 30, at + 10)]
+    header = lists((), writes, reply)
+    expect(1000 < len(fixed(0) + header) <= 1024, f"header of {len(header) + 16} bytes")
+    peer.send(fixed(31) + header + null(31))
+    data = peer.recv()
+    equal(struct.unpack_from(">4I", data)[3], NOMSG, "procedure of the reply")
+    empty = [[(k, 0, a) for k, _, a in writes[0]]]
+    equal(data[16:], lists((), empty, [(key, 10, at), (key, 14, at + 10)]), "lists of the reply")
+    equal(space.read(24, 0), accepted(31), "what was written")
+    equal(space.read(40, 24), b"\xee" * 40, "memory behind it")
+
+with check("a Reply chunk that is too short: an error"), connection() as peer:
+    space = peer.space(64)
+    key, at = space.rkey, space.buf
+    peer.send(fixed(32) + lists((), [[(key, 4, at)] * 59], [(key, 10, at), (key, 13, at + 10)]) + null(32))
+    error(peer, 32)
+    equal(space.read(64, 0), b"\xee" * 64, "memory")
+    good(peer)
+
+with check("more calls at once than there are nfsd threads"), connection() as peer:
+    for _ in range(24):
+        peer.post()
+    for xid in range(100, 132):
+        peer.send(fixed(xid) + lists() + null(xid))
+    got = set()
+    for _ in range(32):
+        data = peer.recv()
+        got.add(struct.unpack_from(">I", data)[0])
+    equal(got, set(range(100, 132)), "calls that were answered")
+
+with check("twenty connections that end without a word"):
+    peers = [Peer(receives=2) for _ in range(20)]
+    for peer in peers:
+        peer.send(fixed(40) + lists() + null(40))
+    for peer in peers:
+        peer.close()
+
+with check("an ordinary mount works, and nothing is left over"):
+    with mounted("4.2") as at:
+        write_file(f"{at}/raw", b"x" * 100000)
+        equal(len(read_file(f"{at}/raw")), 100000, "size")
+        os.unlink(f"{at}/raw")
+    wait_for(lambda: resources() == baseline, 60, f"{baseline}, instead {resources()}")
+done()
