@@ -74,8 +74,8 @@ fn read(
     rqst: &mut CallRqst<'_>,
 ) -> Result<Option<KBox<CallCtxt>>> {
     let Ok(plan) = Plan::new(call, rqst.max_pages()) else {
-        conn.refuse(&bad_chunk(call))?;
-        return Err(EINVAL);
+        // Row W37, but the connection stays: nothing was touched.
+        return refuse(conn, &bad_chunk(call));
     };
     let ctxt = conn.take_ctxt(call, bytes)?;
     let mut to_read = false;
@@ -114,13 +114,9 @@ fn read(
             }
             Ok(None)
         }
-        Err(e) => {
-            if e == err::emsgsize() {
-                // Row S49: more work requests than the send queue has.
-                conn.refuse(&bad_chunk(call))?;
-            }
-            Err(e)
-        }
+        // Row S49: more work requests than the send queue has.
+        Err(e) if e == err::emsgsize() => refuse(conn, &bad_chunk(call)),
+        Err(e) => Err(e),
     }
 }
 
