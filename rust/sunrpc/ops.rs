@@ -40,6 +40,10 @@ use kernel::{
 /// Row C9: the first delay between two attempts to connect, in jiffies.
 pub(super) const INIT_REESTABLISH: usize = 5 * bindings::HZ;
 
+/// How far attempts are apart after the first failure, in jiffies: as long as sunrpc waits before it
+/// asks again when a server refuses, so that a quick restart of a server costs no more than that.
+const FIRST_RETRY: usize = 3 * bindings::HZ;
+
 /// After how long a delayed attempt to connect looks whether anybody still wants it, in jiffies.
 const MAX_STEP: usize = bindings::HZ / 2;
 
@@ -313,7 +317,7 @@ fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
     // SAFETY: The transport is alive.
     let max = unsafe { (&raw const (*core.raw()).max_reconnect_timeout).read_volatile() };
     let timeout = core.reestablish_timeout();
-    let apart = timeout.load(Relaxed).max(INIT_REESTABLISH).min(max);
+    let apart = timeout.load(Relaxed).max(FIRST_RETRY).min(max);
     timeout.store(apart.saturating_mul(2).min(max), Relaxed);
     let since = jiffies().wrapping_sub(core.own.last_attempt.load(Relaxed));
     apart.saturating_sub(since)
