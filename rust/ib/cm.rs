@@ -272,17 +272,24 @@ impl Id {
         })
     }
 
-    /// Finds the device and the route to `dst`. Sleeps, at most about ten seconds.
-    pub(super) fn resolve(&self, dst: &SockAddr) -> Result {
+    /// Finds the device by which to get to `dst`. Sleeps, at most about five seconds.
+    pub(super) fn resolve_addr(&self, dst: &SockAddr) -> Result {
         let id = self.raw.as_ptr();
         // CAST: Milliseconds, a small number.
         let msecs = RESOLVE_MSECS as c_ulong;
         self.events.step(RESOLVE_MSECS.wrapping_add(100), || {
             // SAFETY: By the type invariant; the address is valid for its family.
             unsafe { bindings::rdma_resolve_addr(id, core::ptr::null_mut(), dst.as_ptr(), msecs) }
-        })?;
+        })
+    }
+
+    /// Finds the route, after [`Self::resolve_addr`]. Sleeps, at most about five seconds.
+    pub(super) fn resolve_route(&self) -> Result {
+        let id = self.raw.as_ptr();
+        // CAST: Milliseconds, a small number.
+        let msecs = RESOLVE_MSECS as c_ulong;
         self.events.step(RESOLVE_MSECS.wrapping_add(100), || {
-            // SAFETY: As above, after the address was resolved.
+            // SAFETY: By the type invariant.
             unsafe { bindings::rdma_resolve_route(id, msecs) }
         })
     }
@@ -339,10 +346,19 @@ impl Id {
             retry_count: 6,
             ..pin_init::zeroed()
         };
-        self.events.step(msecs, || {
-            // SAFETY: By the type invariant; the parameters are copied.
-            unsafe { bindings::rdma_connect(self.raw.as_ptr(), &mut param) }
-        })?;
+        self.events
+            .step(msecs, || {
+                // SAFETY: By the type invariant; the parameters are copied.
+                unsafe { bindings::rdma_connect(self.raw.as_ptr(), &mut param) }
+            })
+            // Row C108g: a peer that does not answer is one that cannot be reached.
+            .map_err(|e| {
+                if e == err::etimedout() {
+                    err::enetunreach()
+                } else {
+                    e
+                }
+            })?;
         Ok(self.events.state.lock().private)
     }
 

@@ -582,10 +582,12 @@ struct Pad<P: Protocol> {
     _mem: KBuf,
 }
 
-/// Memory, or room for mappings, that is lacking now may be there in a moment. RPCs that wait for a
-/// connection must not fail because of that; with `ENOMEM` or `EIO` they would.
+/// Memory, or room for mappings, that is lacking now may be there in a moment; and once a device is
+/// found to do what is needed, what fails is for the moment only: while ports or devices come and go,
+/// verbs and the connection manager may call anything invalid or absent. RPCs that wait for a
+/// connection must not fail because of that; with errors like these they would.
 fn transient(e: Error) -> Error {
-    if e == ENOMEM || e == EIO {
+    if [ENOMEM, EIO, EINVAL, ENODEV, ENOENT].contains(&e) {
         err::enobufs()
     } else {
         e
@@ -618,12 +620,19 @@ impl<P: Protocol> Conn<P> {
         new: impl FnOnce(&Limits) -> P,
         established: impl FnOnce(&P, &[u8]),
     ) -> Result<Self> {
-        let find = || {
-            let id = cm::Id::new(&params.net, cm::Events::new()?)?;
-            id.resolve(params.dst)?;
-            Ok((DeviceLease::new(id.device())?, id))
-        };
-        let (lease, id) = find().map_err(transient)?;
+        let id = cm::Events::new()
+            .and_then(|events| cm::Id::new(&params.net, events))
+            .map_err(transient)?;
+        id.resolve_addr(params.dst).map_err(|e| {
+            // Here the address itself may be invalid.
+            if e == EINVAL {
+                e
+            } else {
+                transient(e)
+            }
+        })?;
+        id.resolve_route().map_err(transient)?;
+        let lease = DeviceLease::new(id.device())?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;
         let domain = Domain::new(lease).map_err(transient)?;
         let inner = Inner::new(new(&limits), limits, id.events().clone()).map_err(transient)?;

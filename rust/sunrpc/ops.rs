@@ -307,6 +307,10 @@ fn jiffies() -> usize {
     unsafe { bindings::jiffies_now() }
 }
 
+/// The most that attempts to connect are apart, in jiffies: a server that was away for long is found
+/// soon after it is back.
+const LAST_RETRY: usize = 15 * bindings::HZ;
+
 /// Row X22: how long to wait before an attempt to connect, in jiffies. After a failure, or a
 /// connection that was of no use, attempts start at least `reestablish_timeout` apart, which doubles
 /// each time.
@@ -316,6 +320,7 @@ fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
     }
     // SAFETY: The transport is alive.
     let max = unsafe { (&raw const (*core.raw()).max_reconnect_timeout).read_volatile() };
+    let max = max.min(LAST_RETRY);
     let timeout = core.reestablish_timeout();
     let apart = timeout.load(Relaxed).max(FIRST_RETRY).min(max);
     timeout.store(apart.saturating_mul(2).min(max), Relaxed);
