@@ -93,12 +93,11 @@ impl State {
     /// Remembers the chunks of the call.
     pub(super) fn set_header(&mut self, header: &[u8]) {
         self.header.clear();
-        for byte in header {
-            // There is room for every header that the marshaller writes.
-            if self.header.push_within_capacity(*byte).is_err() {
-                self.header.clear();
-                return;
-            }
+        // There is room for every header that the marshaller writes, so this does not allocate.
+        if header.len() > self.header.capacity()
+            || self.header.extend_from_slice(header, GFP_NOWAIT).is_err()
+        {
+            self.header.clear();
         }
     }
 
