@@ -7,6 +7,7 @@
 # make check           formatting, clippy, and which code may be unsafe
 # make install         as root: into /lib/modules; `scripts/use ours` then makes the kernel load it
 # make demo|test|bench
+# make test-long       all guest tests in all pairings of modules: hours on a small machine
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
 
@@ -34,6 +35,9 @@ demo:
 test:
 	@tests/all
 
+test-long:
+	@tests/all --long
+
 bench:
 	@scripts/bench
 
@@ -47,4 +51,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test bench clean distclean
+.PHONY: all update check install demo test test-long bench clean distclean

@@ -18,6 +18,7 @@ import traceback
 
 SERVER, SERVER6 = os.environ["SERVER"], os.environ["SERVER6"]
 NODES = int(os.environ["NODES"])
+LONG = "LONG" in os.environ
 MODULE = os.environ["MODULE"]
 RDMA = os.environ["RDMA"]
 NETDEV = os.environ["NETDEV"]
