@@ -377,6 +377,26 @@ with check("more calls at once than there are nfsd threads"), connection() as pe
         got.add(struct.unpack_from(">I", data)[0])
     equal(got, set(range(100, 132)), "calls that were answered")
 
+def getattr_call(xid):
+    """GETATTR of NFS 3 with a handle that is none, for which the server asks who we are."""
+    return words(xid, 0, 2, 100003, 3, 1, 0, 0, 0, 0, 4, 0)
+
+
+with check("calls that are put aside while the server asks its mountd"):
+    # Their arguments are copied by sunrpc meanwhile: all that is in the message, and nothing else.
+    shapes = (lists(), lists([(40, 0, 0, 0)]), lists([(4, 0, 0, 0), (40, 0, 0, 0)]))
+    peers = [Peer() for _ in shapes]
+    on_server("kill -STOP $(pidof rpc.mountd); exportfs -f")
+    try:
+        for xid, (peer, header) in enumerate(zip(peers, shapes), 50):
+            peer.send(fixed(xid) + header + getattr_call(xid))
+        time.sleep(8)
+    finally:
+        on_server("kill -CONT $(pidof rpc.mountd)")
+    for xid, peer in enumerate(peers, 50):
+        equal(answer(peer, xid), accepted(xid) + words(10001), "answer: a bad handle")
+        peer.close()
+
 with check("twenty connections that end without a word"):
     peers = [Peer(receives=2) for _ in range(20)]
     for peer in peers:

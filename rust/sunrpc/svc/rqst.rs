@@ -100,6 +100,13 @@ impl CallRqst<'_> {
     /// page on, then the `tail` bytes that follow the head in the first page.
     pub(crate) fn set_message(&mut self, head: usize, pages: usize, tail: usize) -> Result {
         let first = self.page(0).ok_or(EINVAL)?;
+        // sunrpc puts calls aside that have no pages. It looks for all of such a call in its head,
+        // and for a transport header in front of that: there must be no tail.
+        let (head, tail) = if pages == 0 {
+            (head.saturating_add(tail), 0)
+        } else {
+            (head, tail)
+        };
         let room = self.max_pages().saturating_sub(1).saturating_mul(PAGE_SIZE);
         if head.saturating_add(tail) > PAGE_SIZE || pages > room {
             return Err(EINVAL);
