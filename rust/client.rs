@@ -128,6 +128,7 @@ impl ClientTransport for Rdma {
                 max_regions: MAX_SEGMENTS,
                 private: &private.encode(),
                 msecs: CONNECT_MSECS,
+                wanted: &|| !xprt.is_abandoned(),
             },
             |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
             |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),

@@ -2,8 +2,9 @@
 
 //! Connection manager identifiers of the active side.
 //!
-//! The blocking steps (resolve, connect) start an operation and wait for its event. A timeout or an
-//! abort leaves the identifier to be destroyed, after which no event comes any more.
+//! The blocking steps (resolve, connect) start an operation and wait for its event. A timeout, an
+//! abort, or a caller who is not interested any more leaves the identifier to be destroyed, after
+//! which no event comes any more.
 //!
 //! C header: [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
@@ -40,8 +41,14 @@ use kernel::{
 /// How long address and route resolution may take each, in milliseconds (row C7).
 const RESOLVE_MSECS: u32 = 5000;
 
+/// How often the caller of a step is asked whether it is still interested, in milliseconds.
+const ASK_MSECS: u32 = 250;
+
 /// The most private data that an event can carry.
 const PRIVATE_MAX: usize = 196;
+
+/// Asks whether a step is still worth waiting for. Called without locks; must not sleep.
+pub(crate) type Wanted<'a> = &'a dyn Fn() -> bool;
 
 /// Private data of the peer's answer.
 #[derive(Clone, Copy)]
@@ -125,8 +132,8 @@ impl Events {
         self.step.complete();
     }
 
-    /// Runs one step and waits for its event. Sleeps.
-    fn step(&self, msecs: u32, start: impl FnOnce() -> c_int) -> Result {
+    /// Runs one step and waits for its event, as long as `wanted` says so. Sleeps.
+    fn step(&self, msecs: u32, wanted: Wanted<'_>, start: impl FnOnce() -> c_int) -> Result {
         self.step.reinit();
         {
             let mut state = self.state.lock();
@@ -136,7 +143,13 @@ impl Events {
             state.outcome = None;
         }
         to_result(start())?;
-        self.step.wait_msecs(msecs);
+        let mut left = msecs;
+        while left != 0 && !self.step.wait_msecs(left.min(ASK_MSECS)) {
+            if !wanted() {
+                return Err(err::enotconn());
+            }
+            left = left.saturating_sub(ASK_MSECS);
+        }
         let mut state = self.state.lock();
         match (state.aborted, state.outcome.take()) {
             (Some(e), _) => Err(e),
@@ -273,22 +286,22 @@ impl Id {
     }
 
     /// Finds the device by which to get to `dst`. Sleeps, at most about five seconds.
-    pub(super) fn resolve_addr(&self, dst: &SockAddr) -> Result {
+    pub(super) fn resolve_addr(&self, dst: &SockAddr, wanted: Wanted<'_>) -> Result {
         let id = self.raw.as_ptr();
         // CAST: Milliseconds, a small number.
         let msecs = RESOLVE_MSECS as c_ulong;
-        self.events.step(RESOLVE_MSECS.wrapping_add(100), || {
+        self.events.step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
             // SAFETY: By the type invariant; the address is valid for its family.
             unsafe { bindings::rdma_resolve_addr(id, core::ptr::null_mut(), dst.as_ptr(), msecs) }
         })
     }
 
     /// Finds the route, after [`Self::resolve_addr`]. Sleeps, at most about five seconds.
-    pub(super) fn resolve_route(&self) -> Result {
+    pub(super) fn resolve_route(&self, wanted: Wanted<'_>) -> Result {
         let id = self.raw.as_ptr();
         // CAST: Milliseconds, a small number.
         let msecs = RESOLVE_MSECS as c_ulong;
-        self.events.step(RESOLVE_MSECS.wrapping_add(100), || {
+        self.events.step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
             // SAFETY: By the type invariant.
             unsafe { bindings::rdma_resolve_route(id, msecs) }
         })
@@ -337,6 +350,7 @@ impl Id {
         private: &[u8],
         responder_resources: u8,
         msecs: u32,
+        wanted: Wanted<'_>,
     ) -> Result<Private> {
         // Row W51. No retry when the peer is not ready to receive: credits see to that.
         let mut param = bindings::rdma_conn_param {
@@ -347,7 +361,7 @@ impl Id {
             ..pin_init::zeroed()
         };
         self.events
-            .step(msecs, || {
+            .step(msecs, wanted, || {
                 // SAFETY: By the type invariant; the parameters are copied.
                 unsafe { bindings::rdma_connect(self.raw.as_ptr(), &mut param) }
             })

@@ -169,6 +169,8 @@ pub(crate) struct Params<'a> {
     pub(crate) private: &'a [u8],
     /// How long the peer may take to answer, in milliseconds.
     pub(crate) msecs: u32,
+    /// Whether the connection is still wanted: asked several times a second while it is made.
+    pub(crate) wanted: cm::Wanted<'a>,
 }
 
 /// What the device made of [`Params`].
@@ -623,7 +625,7 @@ impl<P: Protocol> Conn<P> {
         let id = cm::Events::new()
             .and_then(|events| cm::Id::new(&params.net, events))
             .map_err(transient)?;
-        id.resolve_addr(params.dst).map_err(|e| {
+        id.resolve_addr(params.dst, params.wanted).map_err(|e| {
             // Here the address itself may be invalid.
             if e == EINVAL {
                 e
@@ -631,7 +633,7 @@ impl<P: Protocol> Conn<P> {
                 transient(e)
             }
         })?;
-        id.resolve_route().map_err(transient)?;
+        id.resolve_route(params.wanted).map_err(transient)?;
         let lease = DeviceLease::new(id.device())?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;
         let domain = Domain::new(lease).map_err(transient)?;
@@ -712,7 +714,12 @@ impl<P: Protocol> Conn<P> {
         });
         inner.refill();
 
-        let private = id.connect(params.private, limits.responder_resources, params.msecs)?;
+        let private = id.connect(
+            params.private,
+            limits.responder_resources,
+            params.msecs,
+            params.wanted,
+        )?;
         self.pad = Some(self.register_pad()?);
         Ok(private)
     }

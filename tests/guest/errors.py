@@ -3,6 +3,7 @@
 
 import concurrent.futures
 import os
+import subprocess
 import time
 
 from lib import *
@@ -42,6 +43,28 @@ with check("v3 and v4.2: address that nobody has", 300):
             equal(job.result(), 32, "status of mount")
     equal(nfs_mounts(), [], "NFS mounts")
     wait_for(lambda: use_count() == base, 30, f"use count back at {base}, not {use_count()}")
+
+# The attempt to connect has half a minute; who asked for it is gone long before. The C module lets
+# it run out.
+with check("v4.2: killed mount, server that does not answer"):
+    base = use_count()
+    os.makedirs("/mnt/a", exist_ok=True)
+    on_server("nft add table inet mute; nft add chain inet mute in '{ type filter hook input "
+              "priority 0; }'; nft add rule inet mute in udp dport 4791 drop")
+    try:
+        child = subprocess.Popen(["mount", "-t", "nfs", "-o", options("4.2"), f"{SERVER}:{EXPORT}",
+                                  "/mnt/a"])
+        wait_for(lambda: use_count() > base, 10, "an attempt to connect")
+        time.sleep(2)
+        expect(child.poll() is None, "the mount has ended")
+        run("pkill", "-KILL", "mount")
+        child.wait(5)
+        begun = time.monotonic()
+        limit = 10 if MODULE == "rpcrdma_rust" else 90
+        wait_for(lambda: use_count() == base, limit, f"use count back at {base}, not {use_count()}")
+        say(f"idle {time.monotonic() - begun:.1f} s after the mount was killed")
+    finally:
+        on_server("nft delete table inet mute")
 
 on_server("nfsd-down; nfsd-up tcp-only")
 for vers in ("3", "4.2"):
