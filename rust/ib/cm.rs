@@ -290,10 +290,13 @@ impl Id {
         let id = self.raw.as_ptr();
         // CAST: Milliseconds, a small number.
         let msecs = RESOLVE_MSECS as c_ulong;
-        self.events.step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
-            // SAFETY: By the type invariant; the address is valid for its family.
-            unsafe { bindings::rdma_resolve_addr(id, core::ptr::null_mut(), dst.as_ptr(), msecs) }
-        })
+        self.events
+            .step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
+                // SAFETY: By the type invariant; the address is valid for its family.
+                unsafe {
+                    bindings::rdma_resolve_addr(id, core::ptr::null_mut(), dst.as_ptr(), msecs)
+                }
+            })
     }
 
     /// Finds the route, after [`Self::resolve_addr`]. Sleeps, at most about five seconds.
@@ -301,10 +304,11 @@ impl Id {
         let id = self.raw.as_ptr();
         // CAST: Milliseconds, a small number.
         let msecs = RESOLVE_MSECS as c_ulong;
-        self.events.step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
-            // SAFETY: By the type invariant.
-            unsafe { bindings::rdma_resolve_route(id, msecs) }
-        })
+        self.events
+            .step(RESOLVE_MSECS.wrapping_add(100), wanted, || {
+                // SAFETY: By the type invariant.
+                unsafe { bindings::rdma_resolve_route(id, msecs) }
+            })
     }
 
     /// The device that was found. Only for comparison, or while the identifier is bound to it.
