@@ -41,8 +41,10 @@ mod expose;
 mod mr;
 mod op;
 mod passive;
+mod probe;
 mod rx;
 mod server;
+mod sq;
 mod srx;
 mod tx;
 

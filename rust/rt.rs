@@ -15,3 +15,4 @@ pub(crate) mod pagevec;
 pub(crate) mod queue;
 pub(crate) mod stack;
 pub(crate) mod sysctl;
+pub(crate) mod ticker;

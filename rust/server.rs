@@ -138,10 +138,6 @@ impl ServerTransport for RdmaServer {
         conn.put_ctxt(ctxt);
     }
 
-    fn has_room(conn: &Connection) -> bool {
-        !conn.rdma().is_congested()
-    }
-
     fn detach(conn: &Connection) {
         conn.rdma().disconnect();
     }

@@ -107,6 +107,8 @@ pub(crate) enum Lost {
     InvalidateFailed,
     /// The device reports an error of the queue pair.
     QueueError,
+    /// The peer does not react any more.
+    Silent,
 }
 
 /// What uses a connection.

@@ -21,7 +21,6 @@ use super::{
         Cqe,
         Wc, //
     },
-    device::Link,
     dma::{
         Direction,
         DmaBuf, //
@@ -33,13 +32,11 @@ use super::{
         Service,
         Shared, //
     },
-    Lost, //
 };
 use crate::{
     bindings,
     rt::{
         err,
-        fifo::Fifo,
         pages::Region,
         pagevec::PageVec,
         stack::{
@@ -50,17 +47,9 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
-    error::to_result,
     page::PAGE_SIZE,
     prelude::*,
-    sync::{
-        atomic::{
-            Full,
-            Relaxed, //
-        },
-        barrier::smp_mb,
-        Arc, //
-    },
+    sync::Arc,
     types::Opaque, //
 };
 
@@ -110,13 +99,13 @@ pub(super) struct Op<S: Service> {
     sge: bindings::ib_sge,
     /// The message of a reply; operations that read have none.
     buf: Option<DmaBuf>,
-    rws: Stack<RwCtx>,
+    pub(super) rws: Stack<RwCtx>,
     memory: Memory<S>,
     /// Work requests that it takes.
-    wrs: u32,
+    pub(super) wrs: u32,
     job: Option<S::Job>,
     /// Where it is in `posted_ops`.
-    number: usize,
+    pub(super) number: u32,
     shared: Arc<Shared<S>>,
     link: Option<KBox<Self>>,
 }
@@ -131,29 +120,8 @@ impl<S: Service> Linked for Op<S> {
     }
 }
 
-/// The send queue: how much room it has, and who waits for more.
-pub(super) struct Sq<S: Service> {
-    room: u32,
-    depth: u32,
-    pub(super) waiting: Fifo<Op<S>>,
-    pub(super) closed: bool,
-}
-
-impl<S: Service> Sq<S> {
-    /// An empty queue of a depth.
-    pub(super) const fn new(depth: u32) -> Self {
-        Self {
-            room: depth,
-            depth,
-            waiting: Fifo::new(),
-            closed: false,
-        }
-    }
-}
-
 impl<S: Service> Op<S> {
-    fn new(conn: &ServerConn<S>, msg_bytes: Option<u32>) -> Result<KBox<Self>> {
-        let shared = &conn.shared;
+    fn new(conn: &ServerConn<S>, number: u32, msg_bytes: Option<u32>) -> Result<KBox<Self>> {
         let buf = match msg_bytes {
             // CAST: At most 64 KiB.
             Some(bytes) => Some(DmaBuf::new(
@@ -163,7 +131,7 @@ impl<S: Service> Op<S> {
             )?),
             None => None,
         };
-        let mut this = KBox::new(
+        Ok(KBox::new(
             Self {
                 cqe: Self::entry(),
                 send: pin_init::zeroed(),
@@ -173,25 +141,21 @@ impl<S: Service> Op<S> {
                 memory: Memory::None,
                 wrs: 0,
                 job: None,
-                number: 0,
-                shared: shared.clone(),
+                number,
+                shared: conn.shared.clone(),
                 link: None,
             },
             GFP_KERNEL,
-        )?;
-        // Numbers are not used again: operations live as long as the connection.
-        let number = shared.op_count.fetch_add(1, Relaxed);
-        if number >= shared.limits().max_ops {
-            shared.op_count.fetch_sub(1, Relaxed);
-            return Err(EBUSY);
-        }
-        // CAST: 32 bits fit.
-        this.number = number as usize;
-        Ok(this)
+        )?)
+    }
+
+    /// Whether it sends a message; else it reads.
+    pub(super) fn is_reply(&self) -> bool {
+        self.buf.is_some()
     }
 
     fn direction(&self) -> Direction {
-        if self.buf.is_some() {
+        if self.is_reply() {
             Direction::ToDevice
         } else {
             Direction::FromDevice
@@ -300,18 +264,22 @@ impl<S: Service> Op<S> {
         self.memory = Memory::None;
         self.job = None;
         let shared = self.shared.clone();
-        if self.buf.is_some() {
-            shared.replies.lock().push(self);
-        } else {
-            shared.reads.lock().push(self);
-        }
+        shared.ops(self.is_reply()).lock().idle.push(self);
     }
 
-    /// Puts the chain of work requests together.
-    fn link_up(&mut self, qp: *mut bindings::ib_qp, port: u32) -> *mut bindings::ib_send_wr {
+    /// Hands the message to the device, and puts the chain of work requests together.
+    pub(super) fn link_up(
+        &mut self,
+        qp: *mut bindings::ib_qp,
+        port: u32,
+    ) -> *mut bindings::ib_send_wr {
+        if let Some(buf) = &self.buf {
+            // CAST: Lengths of messages are at most 64 KiB.
+            buf.for_device(self.sge.length as usize);
+        }
         let mut cqe = self.cqe.as_raw();
         let mut first: *mut bindings::ib_send_wr = core::ptr::null_mut();
-        if self.buf.is_some() {
+        if self.is_reply() {
             self.send.next = core::ptr::null_mut();
             self.send.__bindgen_anon_1.wr_cqe = cqe;
             self.send.sg_list = &raw mut self.sge;
@@ -337,14 +305,15 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         shared.note_op(this.number, core::ptr::null_mut());
         let ok = wc.ok();
-        if let Err(e) = ok {
-            shared.completion_failed(e);
+        match &ok {
+            Ok(_) => shared.life.note_sent(),
+            Err(e) => shared.completion_failed(*e),
         }
         let wrs = this.wrs;
         // SAFETY: The last work request of the chain is complete, and so are all before it. The
         // queue pair is there as long as completions of it are handled.
         unsafe { this.reset() };
-        shared.make_room(wrs);
+        shared.make_room(wrs, this.is_reply());
         let memory = core::mem::replace(&mut this.memory, Memory::None);
         let job = this.job.take();
         this.discard();
@@ -377,6 +346,12 @@ impl<S: Service> Shared<S> {
         }
     }
 
+    /// Frees the idle contexts.
+    pub(super) fn trim_rws(&self) {
+        let idle = self.rws.lock().take();
+        drop(idle);
+    }
+
     fn put_rw(&self, rw: KBox<RwCtx>) {
         if rw.pieces.capacity() > IDLE_PIECES {
             return;
@@ -386,144 +361,20 @@ impl<S: Service> Shared<S> {
             idle.push(rw);
         }
     }
-
-    /// Posts an operation now, or when there is room. Returns whether it has to wait.
-    ///
-    /// The caller has the connection.
-    fn submit(&self, op: KBox<Op<S>>) -> Result<bool> {
-        let mut sq = self.sq.lock();
-        if sq.closed {
-            drop(sq);
-            self.keep(op);
-            return Err(err::enotconn());
-        }
-        if !sq.waiting.is_empty() || sq.room < op.wrs {
-            sq.waiting.push(op);
-            self.congested.store(true, Relaxed);
-            return Ok(true);
-        }
-        sq.room = sq.room.saturating_sub(op.wrs);
-        drop(sq);
-        self.post(op)?;
-        Ok(false)
-    }
-
-    /// Work requests are complete: others may take their place.
-    fn make_room(&self, wrs: u32) {
-        let mut ready = Fifo::new();
-        let mut sq = self.sq.lock();
-        sq.room = sq.room.saturating_add(wrs).min(sq.depth);
-        if sq.waiting.is_empty() {
-            return;
-        }
-        if !sq.closed {
-            loop {
-                let room = sq.room;
-                let Some(op) = sq.waiting.pop_if(|op| op.wrs <= room) else {
-                    break;
-                };
-                sq.room = room.saturating_sub(op.wrs);
-                ready.push(op);
-            }
-        }
-        let relieved = sq.waiting.is_empty();
-        if relieved {
-            self.congested.store(false, Relaxed);
-        }
-        drop(sq);
-        // Whoever looks at `congested` has set a flag before; we are about to look at that.
-        smp_mb();
-        while let Some(op) = ready.pop() {
-            // An error was reported, and ends the connection.
-            let _ = self.post(op);
-        }
-        if relieved {
-            self.service().writable();
-        }
-    }
-
-    /// Posts an operation for which there is room. The caller has the connection, or is a
-    /// completion handler.
-    fn post(&self, mut op: KBox<Op<S>>) -> Result {
-        let qp = self.qp();
-        let port = self.port();
-        if qp.is_null() {
-            self.keep(op);
-            return Err(err::enotconn());
-        }
-        if let Some(buf) = &op.buf {
-            // CAST: Lengths of messages are at most 64 KiB.
-            buf.for_device(op.sge.length as usize);
-        }
-        let first = op.link_up(qp, port);
-        let number = op.number;
-        let op = KBox::into_raw(op);
-        self.note_op(number, op);
-        let mut bad: *const bindings::ib_send_wr = core::ptr::null();
-        // SAFETY: The queue pair is valid: `ServerConn::tear_down` waits for completion handlers,
-        // and threads have the connection. The chain is one of prepared contexts and a Send from a
-        // mapped buffer, all of which stay until completion.
-        match to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) }) {
-            Ok(()) => Ok(()),
-            Err(e) => {
-                if !bad.is_null() {
-                    // The work request with our entry is the last one, and was not posted, so the
-                    // operation is still ours; but the device may have taken the first ones. If the
-                    // device does not say how far it came, the operation remains on the list.
-                    self.note_op(number, core::ptr::null_mut());
-                    // SAFETY: See above.
-                    self.keep(unsafe { KBox::from_raw(op) });
-                }
-                self.lost(Lost::PostFailed);
-                Err(e)
-            }
-        }
-    }
-
-    /// Notes what the device has.
-    fn note_op(&self, number: usize, raw: *mut Op<S>) {
-        if let Some(entry) = self.posted_ops.get(number) {
-            entry.store(raw, Relaxed);
-        }
-    }
-
-    /// Frees what is posted.
-    ///
-    /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
-    pub(super) fn reap_ops(&self) {
-        for entry in self.posted_ops.iter() {
-            let raw = entry.xchg(core::ptr::null_mut(), Full);
-            if let Some(raw) = NonNull::new(raw) {
-                // SAFETY: Leaked when it was posted; there is no completion any more.
-                let mut op = unsafe { KBox::from_raw(raw.as_ptr()) };
-                // The core needs the queue pair to release them. This is for devices that have
-                // failed: their mappings are lost.
-                while let Some(rw) = op.rws.pop() {
-                    core::mem::forget(rw);
-                }
-                op.discard();
-            }
-        }
-    }
-
-    /// Keeps an operation until the queue pair is drained.
-    fn keep(&self, op: KBox<Op<S>>) {
-        self.orphans.lock().push(op);
-    }
 }
 
 impl<S: Service> ServerConn<S> {
     fn take_op(&self, reply: bool) -> Result<KBox<Op<S>>> {
-        let pool = if reply {
-            &self.shared.replies
-        } else {
-            &self.shared.reads
+        let ops = self.shared.ops(reply);
+        let number = {
+            let mut ops = ops.lock();
+            if let Some(op) = ops.idle.pop() {
+                return Ok(op);
+            }
+            ops.numbers.pop().ok_or(EBUSY)?
         };
-        let idle = pool.lock().pop();
-        match idle {
-            Some(op) => Ok(op),
-            None => Op::new(self, reply.then_some(self.msg_bytes())),
-        }
+        Op::new(self, number, reply.then_some(self.msg_bytes()))
+            .inspect_err(|_| ops.lock().give_back(number))
     }
 
     /// Starts a reply, or another message. `EBUSY` when the peer has more requests outstanding than
@@ -546,11 +397,6 @@ impl<S: Service> ServerConn<S> {
             op: Some(op),
         }))
     }
-
-    /// Work requests that one operation can have.
-    fn depth(&self) -> u32 {
-        self.shared.sq.lock().depth
-    }
 }
 
 /// An operation that is being put together. Dropping it gives up.
@@ -563,7 +409,7 @@ struct Building<'c, S: Service> {
 impl<S: Service> Building<'_, S> {
     fn submit(mut self) -> Result<bool> {
         let op = self.op.take().ok_or(EINVAL)?;
-        if op.wrs > self.conn.depth() {
+        if op.wrs > self.conn.shared.sq.lock().depth() {
             self.op = Some(op);
             return Err(err::emsgsize());
         }

@@ -34,6 +34,7 @@ use kernel::{
         atomic::{
             AtomicFlag,
             Full,
+            Relaxed,
             Release, //
         },
         new_mutex,
@@ -118,6 +119,8 @@ struct PeerState {
 pub(super) struct PeerEvents {
     #[pin]
     state: SpinLock<PeerState>,
+    /// The peer has the connection.
+    established: AtomicFlag,
 }
 
 impl PeerEvents {
@@ -128,6 +131,7 @@ impl PeerEvents {
                     link: Some(link),
                     lost: None,
                 }),
+                established: AtomicFlag::new(false),
             }),
             GFP_KERNEL,
         )
@@ -151,6 +155,11 @@ impl PeerEvents {
         let link = self.state.lock().link.take();
         // Not under the lock: it may be the last reference.
         drop(link);
+    }
+
+    /// Whether the peer has said that it has the connection.
+    pub(super) fn is_established(&self) -> bool {
+        self.established.load(Relaxed)
     }
 
     fn is_lost(&self) -> bool {
@@ -497,6 +506,9 @@ unsafe extern "C" fn peer_handler(
     // Row X37: whatever means that there is no connection.
     #[allow(non_upper_case_globals)]
     match event.event {
+        bindings::rdma_cm_event_type_RDMA_CM_EVENT_ESTABLISHED => {
+            events.established.store(true, Relaxed);
+        }
         bindings::rdma_cm_event_type_RDMA_CM_EVENT_DISCONNECTED
         | bindings::rdma_cm_event_type_RDMA_CM_EVENT_UNREACHABLE
         | bindings::rdma_cm_event_type_RDMA_CM_EVENT_CONNECT_ERROR

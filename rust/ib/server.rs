@@ -11,12 +11,12 @@
 //!
 //! Any number of threads use a connection at the same time. None of them waits for room in the send
 //! queue: what does not fit is put in line, whole, and posted by the completion that makes room
-//! (row X55). [`ServerConn::is_congested`] tells when there is such a line, so that no further
-//! requests are taken up.
+//! (row X55). [`Service::congested`] tells when there is such a line, so that no further requests are
+//! taken up.
 //!
 //! Memory of a connection, in the steady state: for each of the `requests + extra + batch` Receives
-//! one buffer, and for each reply that was ever being sent at the same time as others, up to
-//! `requests`, one buffer.
+//! one buffer, and one for each reply that was being sent at the same time as others since the
+//! connection was idle.
 
 use super::{
     cq::{
@@ -33,10 +33,17 @@ use super::{
     domain::Domain,
     op::{
         Op,
-        RwCtx,
-        Sq, //
+        RwCtx, //
     },
     passive::Incoming,
+    probe::{
+        Life,
+        Watch, //
+    },
+    sq::{
+        Ops,
+        Sq, //
+    },
     srx::{
         self,
         Message,
@@ -50,7 +57,8 @@ use crate::{
         fifo::Fifo,
         pages::Region,
         pagevec::PageVec,
-        stack::Stack, //
+        stack::Stack,
+        ticker::Ticker, //
     },
 };
 use core::ptr::NonNull;
@@ -64,7 +72,6 @@ use kernel::{
             Atomic,
             AtomicFlag,
             Full,
-            Relaxed,
             Release, //
         },
         new_spinlock,
@@ -75,6 +82,9 @@ use kernel::{
 
 /// Work requests that the core needs for draining a queue (row X59: they have their own room).
 const DRAIN: u32 = 1;
+
+/// Work requests in the send queue that are not for operations: to drain it, and a probe.
+const SPARE: u32 = DRAIN + 1;
 
 /// Pieces of memory that one work request names at most.
 const MAX_SGES: u32 = 32;
@@ -105,8 +115,15 @@ pub(crate) trait Service: Sized + Send + Sync + 'static {
     /// What [`Read::post`] was asked for is in the pages.
     fn read_done(&self, pages: PageVec, job: Self::Job);
 
+    /// Whether further requests should be left where they are. With locks held: must only take note.
+    fn congested(&self, congested: bool);
+
     /// The connection is not congested any more.
     fn writable(&self);
+
+    /// Nothing has happened for some time: memory that is not in use should be given back. This one
+    /// may sleep.
+    fn idle(&self);
 
     /// The connection cannot go on: called once or more. Any context, even with interrupts disabled. It
     /// must only schedule the end.
@@ -148,17 +165,29 @@ pub(crate) struct ServerLimits {
     /// The device can invalidate memory of the peer.
     pub(crate) remote_invalidation: bool,
     pub(super) rx_batch: u32,
-    pub(super) max_ops: u32,
+    max_replies: u32,
+    max_reads: u32,
     msg_bytes: u32,
     /// Room for work requests in the send queue.
     send_wr: u32,
     recv_wr: u32,
     sges: u32,
     regions: u32,
+    iwarp: bool,
     initiator_depth: u8,
 }
 
 impl ServerLimits {
+    /// Whether the device speaks iWARP.
+    pub(super) fn iwarp(&self) -> bool {
+        self.iwarp
+    }
+
+    /// Replies that are enough to keep the peer busy.
+    fn many_replies(&self) -> u32 {
+        self.max_replies / 2
+    }
+
     /// Fits what is asked for to what the device has, before anything is announced (row X32).
     fn new(lease: &DeviceLease, port: u32, peer_reads: u8, params: &ServerParams) -> Result<Self> {
         let dev = lease.as_raw();
@@ -201,7 +230,7 @@ impl ServerLimits {
                 .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);
             let send_wr = sends
                 .saturating_add(transfers)
-                .min(max_wr.saturating_sub(DRAIN));
+                .min(max_wr.saturating_sub(SPARE));
             // Half of the queue at least is for transfers.
             if recv_wr <= max_wr && sends <= send_wr / 2 {
                 return Ok(Self {
@@ -210,8 +239,9 @@ impl ServerLimits {
                     remote_invalidation: lease.caps().mem_mgt,
                     rx_batch,
                     // A peer may send its next request before the completion of our reply to the
-                    // last one was handled.
-                    max_ops: sends.saturating_mul(2),
+                    // last one was handled; but see `Sq::is_full`.
+                    max_replies: sends.saturating_add(1).saturating_mul(2),
+                    max_reads: sends,
                     msg_bytes: params.msg_bytes,
                     send_wr,
                     recv_wr,
@@ -221,6 +251,7 @@ impl ServerLimits {
                     } else {
                         0
                     },
+                    iwarp,
                     // CAST: It came from a byte.
                     initiator_depth: initiator_depth as u8,
                 });
@@ -244,9 +275,11 @@ pub(super) struct Shared<S: Service> {
     qp: Atomic<*mut bindings::ib_qp>,
     port: u32,
     told: AtomicFlag,
+    lkey: u32,
+    /// The connection's identifier, which outlives its queue pair.
+    id: *mut bindings::rdma_cm_id,
     limits: ServerLimits,
-    /// Operations that exist: none is freed before the queues are gone.
-    pub(super) op_count: Atomic<u32>,
+    pub(super) life: Life,
     /// What the device has, by the numbers of operations and receive buffers: null for those that
     /// it has not.
     pub(super) posted_ops: KVVec<Atomic<*mut Op<S>>>,
@@ -256,27 +289,35 @@ pub(super) struct Shared<S: Service> {
     #[pin]
     pub(super) sq: SpinLock<Sq<S>>,
     #[pin]
-    pub(super) replies: SpinLock<Stack<Op<S>>>,
+    pub(super) replies: SpinLock<Ops<S>>,
     #[pin]
-    pub(super) reads: SpinLock<Stack<Op<S>>>,
+    pub(super) reads: SpinLock<Ops<S>>,
     #[pin]
     pub(super) rws: SpinLock<Stack<RwCtx>>,
     /// Operations of which it is not known what the device does with them.
     #[pin]
     pub(super) orphans: SpinLock<Fifo<Op<S>>>,
-    pub(super) congested: AtomicFlag,
     service: S,
 }
 
-// SAFETY: Queue pairs may be used from any thread; the rest is `Send`.
+// SAFETY: Queue pairs and identifiers may be used from any thread; the rest is `Send`.
 unsafe impl<S: Service> Send for Shared<S> {}
 
 // SAFETY: As above, and the rest is `Sync`.
 unsafe impl<S: Service> Sync for Shared<S> {}
 
 impl<S: Service> Shared<S> {
-    fn new(service: S, limits: ServerLimits, port: u32) -> Result<Arc<Self>> {
-        let posted_ops = none_posted(limits.max_ops)?;
+    fn new(
+        service: S,
+        limits: ServerLimits,
+        id: *mut bindings::rdma_cm_id,
+        port: u32,
+        lkey: u32,
+    ) -> Result<Arc<Self>> {
+        let max_ops = limits.max_replies.saturating_add(limits.max_reads);
+        let posted_ops = none_posted(max_ops)?;
+        let replies = Ops::new(0..limits.max_replies)?;
+        let reads = Ops::new(limits.max_replies..max_ops)?;
         let posted_rxs = none_posted(limits.messages)?;
         Arc::pin_init(
             // INVARIANT: There is no queue pair.
@@ -284,17 +325,18 @@ impl<S: Service> Shared<S> {
                 qp: Atomic::new(core::ptr::null_mut()),
                 port,
                 told: AtomicFlag::new(false),
+                lkey,
+                id,
                 limits,
-                op_count: Atomic::new(0),
+                life: Life::new::<S>(),
                 posted_ops,
                 posted_rxs,
                 rx <- new_spinlock!(srx::Pool::new()),
-                sq <- new_spinlock!(Sq::new(limits.send_wr)),
-                replies <- new_spinlock!(Stack::new()),
-                reads <- new_spinlock!(Stack::new()),
+                sq <- new_spinlock!(Sq::new(limits.send_wr, limits.many_replies())),
+                replies <- new_spinlock!(replies),
+                reads <- new_spinlock!(reads),
                 rws <- new_spinlock!(Stack::new()),
                 orphans <- new_spinlock!(Fifo::new()),
-                congested: AtomicFlag::new(false),
                 service,
             }),
             GFP_KERNEL,
@@ -311,6 +353,11 @@ impl<S: Service> Shared<S> {
 
     pub(super) fn port(&self) -> u32 {
         self.port
+    }
+
+    /// The key of all memory that is mapped for the device.
+    pub(super) fn lkey(&self) -> u32 {
+        self.lkey
     }
 
     /// The queue pair: null when there is none.
@@ -357,8 +404,12 @@ unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, contex
 
     #[allow(non_upper_case_globals)]
     match kind {
+        bindings::ib_event_type_IB_EVENT_COMM_EST => {
+            // A message has overtaken the word of the connection manager that it waits for.
+            // SAFETY: The identifier outlives the queue pair. This may be called in any context.
+            unsafe { bindings::rdma_notify(shared.id, kind) };
+        }
         bindings::ib_event_type_IB_EVENT_PATH_MIG
-        | bindings::ib_event_type_IB_EVENT_COMM_EST
         | bindings::ib_event_type_IB_EVENT_SQ_DRAINED
         | bindings::ib_event_type_IB_EVENT_QP_LAST_WQE_REACHED => {}
         _ => shared.lost(Lost::QueueError),
@@ -369,6 +420,7 @@ unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, contex
 /// takes to flush its queues.
 pub(crate) struct ServerConn<S: Service> {
     pub(super) shared: Arc<Shared<S>>,
+    watch: Option<Ticker<Watch<S>>>,
     cqs: Option<(Cq, Cq)>,
     listening: Option<Listening>,
     incoming: KBox<Incoming>,
@@ -393,10 +445,11 @@ impl<S: Service> ServerConn<S> {
         let lease = DeviceLease::new(dev)?;
         let limits = ServerLimits::new(&lease, port, incoming.peer_reads, params)?;
         let domain = Domain::new(lease)?;
-        let shared = Shared::new(new(&limits)?, limits, port)?;
+        let shared = Shared::new(new(&limits)?, limits, raw, port, domain.lkey())?;
         let mut this = Self {
             shared,
             domain,
+            watch: None,
             cqs: None,
             listening: None,
             incoming,
@@ -415,7 +468,7 @@ impl<S: Service> ServerConn<S> {
         self.incoming.events.set_link(shared.clone())?;
 
         let context = Arc::as_ptr(shared);
-        let cqe = |wrs: u32| wrs.saturating_add(DRAIN);
+        let cqe = |wrs: u32| wrs.saturating_add(SPARE);
         // SAFETY: `tear_down` drops the queues before `shared`.
         let send_cq = unsafe { Cq::with_context(domain, context, cqe(limits.send_wr)) }?;
         // SAFETY: As above.
@@ -471,7 +524,9 @@ impl<S: Service> ServerConn<S> {
             let ret = bindings::rdma_accept(id, &mut param);
             bindings::rdma_unlock_handler(id);
             ret
-        })
+        })?;
+        self.watch = Some(Watch::start(shared, &self.incoming.events)?);
+        Ok(())
     }
 
     /// What the connection can do.
@@ -494,11 +549,6 @@ impl<S: Service> ServerConn<S> {
         &self.shared.service
     }
 
-    /// Whether operations wait for room in the send queue.
-    pub(crate) fn is_congested(&self) -> bool {
-        self.shared.congested.load(Relaxed)
-    }
-
     /// Starts to end the connection: what is posted is flushed. May sleep.
     pub(crate) fn disconnect(&self) {
         // SAFETY: The identifier is valid. It fails when there is no connection.
@@ -508,6 +558,8 @@ impl<S: Service> ServerConn<S> {
     fn tear_down(&mut self) {
         let shared = &self.shared;
         let id = self.incoming.id.as_ptr();
+        // Nobody looks after the connection, or is told about it.
+        self.watch = None;
         self.incoming.events.clear_link();
         self.listening = None;
         // Nobody posts Receives any more ...
@@ -564,10 +616,7 @@ impl<S: Service> ServerConn<S> {
         shared.reap_ops();
         self.domain.set_quiesced();
         shared.service.ended();
-        let replies = shared.replies.lock().take();
-        let reads = shared.reads.lock().take();
-        let rws = shared.rws.lock().take();
-        drop((replies, reads, rws));
+        shared.trim();
     }
 }
 

@@ -118,6 +118,7 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
                 // CAST: `usize` is at least 32 bits.
                 this.len = (wc.byte_len() as usize).min(this.buf.len());
                 this.buf.for_cpu(this.len);
+                shared.life.note_heard();
                 shared.service().received(Message(ManuallyDrop::new(this)));
             }
             Err(e) => {

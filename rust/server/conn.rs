@@ -63,6 +63,7 @@ pub(crate) struct Job {
 /// A connection, as its completion handlers see it.
 pub(crate) struct Peer {
     inbox: Pin<KBox<Inbox<Work>>>,
+    ctxts: Pin<KBox<Pool>>,
     handle: SvcHandle,
 }
 
@@ -87,8 +88,16 @@ impl Service for Peer {
         self.deliver(self.inbox.put_urgent(Work::Read(pages, job)));
     }
 
+    fn congested(&self, congested: bool) {
+        self.handle.set_full(congested);
+    }
+
     fn writable(&self) {
         self.handle.wake();
+    }
+
+    fn idle(&self) {
+        self.ctxts.trim();
     }
 
     fn lost(&self, why: Lost) {
@@ -106,7 +115,6 @@ impl Service for Peer {
 /// A connection.
 pub(crate) struct Connection {
     rdma: ServerConn<Peer>,
-    ctxts: Pin<KBox<Pool>>,
     /// What clients are granted (row W56).
     pub(super) credits: u32,
     /// The longest message that the client takes (row X60).
@@ -142,6 +150,7 @@ impl Connection {
             let messages = limits.messages as usize;
             Ok(Peer {
                 inbox: Inbox::new(handle.clone(), messages.saturating_mul(2), messages)?,
+                ctxts: Pool::new()?,
                 handle,
             })
         })?;
@@ -158,7 +167,6 @@ impl Connection {
             credits
         );
         Ok(Self {
-            ctxts: Pool::new()?,
             credits,
             max_send: max_send.min(msg_bytes as usize),
             invalidate,
@@ -185,12 +193,15 @@ impl Connection {
 
     /// A context for a call. May sleep.
     pub(super) fn take_ctxt(&self, call: &Call<'_>, message: &[u8]) -> Result<KBox<CallCtxt>> {
-        self.ctxts.take(call, message, self.invalidate)
+        self.rdma
+            .service()
+            .ctxts
+            .take(call, message, self.invalidate)
     }
 
     /// Takes a context back.
     pub(super) fn put_ctxt(&self, ctxt: KBox<CallCtxt>) {
-        self.ctxts.put(ctxt);
+        self.rdma.service().ctxts.put(ctxt);
     }
 
     /// Answers a call that cannot be served. May sleep.

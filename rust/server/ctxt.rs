@@ -117,13 +117,23 @@ impl Pool {
         message: &[u8],
         invalidate: bool,
     ) -> Result<KBox<CallCtxt>> {
-        let idle = self.idle.lock().pop();
-        let mut ctxt = match idle {
+        let mut ctxt = match self.pop() {
             Some(ctxt) => ctxt,
             None => KBox::new(CallCtxt::default(), GFP_KERNEL)?,
         };
         ctxt.fill(call, message, invalidate)?;
         Ok(ctxt)
+    }
+
+    /// Frees the contexts that are not in use.
+    pub(super) fn trim(&self) {
+        while let Some(ctxt) = self.pop() {
+            drop(ctxt);
+        }
+    }
+
+    fn pop(&self) -> Option<KBox<CallCtxt>> {
+        self.idle.lock().pop()
     }
 
     /// Takes a context back.

@@ -115,9 +115,6 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
     /// Takes back the context of a call. The listener or connection may be closed.
     fn release(conn: &Self::Conn, ctxt: KBox<Self::Ctxt>);
 
-    /// Whether new calls may be taken up. Must not sleep.
-    fn has_room(conn: &Self::Conn) -> bool;
-
     /// The connection is over; what was posted is to be flushed. May sleep.
     fn detach(conn: &Self::Conn);
 }

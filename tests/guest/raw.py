@@ -33,7 +33,7 @@ def words(*values):
 class Peer:
     """A connection, used as the protocol does: Send, Receive, memory that the server may reach."""
 
-    def __init__(self, receives=8):
+    def __init__(self, receives=8, **conn):
         info = AddrInfo(dst=SERVER, dst_service=str(PORT), port_space=ce.RDMA_PS_TCP)
         attr = QPInitAttr(cap=QPCap(max_send_wr=64, max_recv_wr=64))
         attr.qp_type = e.IBV_QPT_RC
@@ -41,7 +41,7 @@ class Peer:
         self.receives, self.keep, self.at = [], [], 0
         for _ in range(receives):
             self.post()
-        self.id.connect(ConnParam(resources=4, depth=4))
+        self.id.connect(ConnParam(resources=4, depth=4, **conn))
 
     def post(self):
         region = self.id.reg_msgs(PAGE)
@@ -401,6 +401,36 @@ with check("twenty connections that end without a word"):
     peers = [Peer(receives=2) for _ in range(20)]
     for peer in peers:
         peer.send(fixed(40) + lists() + null(40))
+    for peer in peers:
+        peer.close()
+
+def connections():
+    """Queue pairs on the server, without that of the connection manager."""
+    return on_server("rdma resource show qp").count(" type RC ")
+
+
+with check("a peer that takes no replies is given up, one that is silent is not", 150):
+    with connection() as idle:
+        good(idle)
+        before = connections()
+        # The server's device is asked to try again for ever.
+        stuck = Peer(receives=0, retry=7, rnr_retry=7)
+        stuck.send(fixed(60) + lists() + null(60))
+        equal(connections(), before + 1, "connections with the new one")
+        wait_for(lambda: connections() == before, 60, "the connection of the stuck peer is gone")
+        time.sleep(25)
+        good(idle)
+    stuck.close()
+
+with check("peers that vanish are noticed within a minute", 150):
+    peers = [Peer() for _ in range(3)]
+    for peer in peers[1:]:
+        good(peer)
+    link("down", "client")
+    try:
+        wait_for(lambda: connections() == 0, 60, "the connections are gone")
+    finally:
+        link("up", "client")
     for peer in peers:
         peer.close()
 

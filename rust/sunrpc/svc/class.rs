@@ -10,6 +10,7 @@ use super::{
         ReplyRqst, //
     },
     xprt::{
+        Core,
         Kind,
         SvcXprt, //
     },
@@ -111,7 +112,7 @@ impl<T: ServerTransport> Vtable<T> {
     const OPS: bindings::svc_xprt_ops = bindings::svc_xprt_ops {
         xpo_create: Some(create::<T>),
         xpo_accept: Some(accept::<T>),
-        xpo_has_wspace: Some(has_wspace::<T>),
+        xpo_has_wspace: Some(has_wspace),
         xpo_recvfrom: Some(recvfrom::<T>),
         xpo_sendto: Some(sendto::<T>),
         xpo_result_payload: Some(result_payload::<T>),
@@ -278,11 +279,12 @@ unsafe fn accept_one<T: ServerTransport>(
 ///
 /// # Safety
 ///
-/// sunrpc calls it with a transport of type `T`.
-unsafe extern "C" fn has_wspace<T: ServerTransport>(raw: *mut bindings::svc_xprt) -> c_int {
-    // SAFETY: sunrpc has a reference, or a caller of ours has a handle.
-    let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
-    c_int::from(xprt.conn().is_none_or(T::has_room))
+/// sunrpc calls it with a transport that has a [`Core`].
+unsafe extern "C" fn has_wspace(raw: *mut bindings::svc_xprt) -> c_int {
+    // SAFETY: A transport starts with its core. sunrpc has a reference, or its caller, a handler of
+    // ours, has a handle; in that case there may be nothing but the core any more.
+    let core = unsafe { &*raw.cast::<Core>() };
+    c_int::from(core.has_room())
 }
 
 /// Rows S33 to S39.

@@ -54,6 +54,8 @@ pub(super) struct Core {
     #[pin]
     close_work: Opaque<bindings::work_struct>,
     close_queued: AtomicFlag,
+    /// No further calls are to be taken up.
+    full: AtomicFlag,
 }
 
 // SAFETY: sunrpc uses its own locks; the rest is `Send` and `Sync`.
@@ -70,6 +72,13 @@ impl Core {
     fn flags(&self) -> *mut c_ulong {
         // SAFETY: The transport is initialised; this only computes an address.
         unsafe { &raw mut (*self.raw()).xpt_flags }
+    }
+
+    /// Whether further calls may be taken up.
+    ///
+    /// Handlers ask this, by way of `svc_xprt_enqueue`, while the connection may be on its way out.
+    pub(super) fn has_room(&self) -> bool {
+        !self.full.load(Relaxed)
     }
 
     pub(super) fn set(&self, bit: u32) {
@@ -167,6 +176,7 @@ impl<T: ServerTransport> SvcXprt<T> {
                         unsafe { bindings::init_work(work, Some(close_worker)) };
                     }),
                     close_queued: AtomicFlag::new(false),
+                    full: AtomicFlag::new(false),
                 }),
                 born: AtomicFlag::new(false),
                 kind: UnsafeCell::new(None),
@@ -248,7 +258,8 @@ impl<T: ServerTransport> SvcXprt<T> {
 }
 
 /// A counted handle on a transport, for handlers. It does not keep the transport from being closed
-/// and torn down; but its memory stays until all handles were dropped.
+/// and torn down; but the memory of its [`Core`] stays until all handles were dropped. What sunrpc
+/// does with a transport when a handler tells it something concerns nothing but the core.
 ///
 /// # Invariants
 ///
@@ -290,6 +301,12 @@ impl SvcHandle {
                 core.close_work.get(),
             )
         };
+    }
+
+    /// Says whether calls are to be left where they are (row S68). Any context. After a change to
+    /// `false` comes [`Self::wake`].
+    pub(crate) fn set_full(&self, full: bool) {
+        self.core().full.store(full, Relaxed);
     }
 
     /// Something that kept the service from taking up calls has changed. Process context.

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The send queue of an accepted connection: what is posted, what waits for room, and when no more
+//! work should be taken up.
+//!
+//! A peer that respects its credits never finds the operations used up. While as many replies are
+//! not complete as there are requests at a time, the connection is congested and no request is taken
+//! up; those that were in hand by then are not more than a peer may have outstanding.
+
+use super::{
+    device::Link,
+    op::Op,
+    server::{
+        Service,
+        Shared, //
+    },
+    Lost, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        fifo::Fifo,
+        stack::Stack, //
+    },
+};
+use core::ptr::NonNull;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    sync::{
+        atomic::{
+            Full,
+            Relaxed, //
+        },
+        barrier::smp_mb,
+        SpinLock, //
+    },
+};
+
+/// How much room there is, and who waits for more.
+pub(super) struct Sq<S: Service> {
+    room: u32,
+    depth: u32,
+    /// Replies that are in line or posted.
+    replies: u32,
+    /// So many of these are enough.
+    many: u32,
+    congested: bool,
+    pub(super) waiting: Fifo<Op<S>>,
+    pub(super) closed: bool,
+}
+
+impl<S: Service> Sq<S> {
+    /// An empty queue of a depth, for so many requests at a time.
+    pub(super) const fn new(depth: u32, requests: u32) -> Self {
+        Self {
+            room: depth,
+            depth,
+            replies: 0,
+            many: requests,
+            congested: false,
+            waiting: Fifo::new(),
+            closed: false,
+        }
+    }
+
+    /// Work requests that one operation can have.
+    pub(super) fn depth(&self) -> u32 {
+        self.depth
+    }
+
+    /// Whether something is posted or in line.
+    pub(super) fn in_use(&self) -> bool {
+        self.room < self.depth || !self.waiting.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        !self.waiting.is_empty() || self.replies >= self.many
+    }
+}
+
+/// Operations of one kind: those that are not in use, and numbers for more.
+pub(super) struct Ops<S: Service> {
+    pub(super) idle: Stack<Op<S>>,
+    /// Has room for all numbers of this kind.
+    pub(super) numbers: KVVec<u32>,
+}
+
+impl<S: Service> Ops<S> {
+    /// No operations, with these numbers for them. May sleep.
+    pub(super) fn new(numbers: core::ops::Range<u32>) -> Result<Self> {
+        let mut list = KVVec::with_capacity(numbers.len(), GFP_KERNEL)?;
+        for number in numbers {
+            list.push(number, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            idle: Stack::new(),
+            numbers: list,
+        })
+    }
+
+    /// The operation with this number does not exist any more.
+    pub(super) fn give_back(&mut self, number: u32) {
+        // There is room.
+        let _ = self.numbers.push_within_capacity(number);
+    }
+}
+
+impl<S: Service> Shared<S> {
+    /// The operations that send messages, or those that read.
+    pub(super) fn ops(&self, reply: bool) -> &SpinLock<Ops<S>> {
+        if reply {
+            &self.replies
+        } else {
+            &self.reads
+        }
+    }
+
+    /// Frees what is not in use. Sleeps.
+    pub(super) fn trim(&self) {
+        for ops in [&self.replies, &self.reads] {
+            let mut idle = ops.lock().idle.take();
+            while let Some(op) = idle.pop() {
+                let number = op.number;
+                drop(op);
+                ops.lock().give_back(number);
+            }
+        }
+        self.trim_rws();
+    }
+
+    /// Posts an operation now, or when there is room. Returns whether it has to wait.
+    ///
+    /// The caller has the connection.
+    pub(super) fn submit(&self, op: KBox<Op<S>>) -> Result<bool> {
+        let mut sq = self.sq.lock();
+        if sq.closed {
+            drop(sq);
+            self.keep(op);
+            return Err(err::enotconn());
+        }
+        if op.is_reply() {
+            sq.replies = sq.replies.saturating_add(1);
+        }
+        let waits = !sq.waiting.is_empty() || sq.room < op.wrs;
+        let ready = if waits {
+            sq.waiting.push(op);
+            None
+        } else {
+            sq.room = sq.room.saturating_sub(op.wrs);
+            Some(op)
+        };
+        if sq.is_full() && !sq.congested {
+            sq.congested = true;
+            self.service().congested(true);
+        }
+        drop(sq);
+        if let Some(op) = ready {
+            self.post(op)?;
+        }
+        Ok(waits)
+    }
+
+    /// Work requests of an operation are complete: others may take their place.
+    pub(super) fn make_room(&self, wrs: u32, reply: bool) {
+        let mut ready = Fifo::new();
+        let mut sq = self.sq.lock();
+        sq.room = sq.room.saturating_add(wrs).min(sq.depth);
+        if reply {
+            sq.replies = sq.replies.saturating_sub(1);
+        }
+        if !sq.closed {
+            loop {
+                let room = sq.room;
+                let Some(op) = sq.waiting.pop_if(|op| op.wrs <= room) else {
+                    break;
+                };
+                sq.room = room.saturating_sub(op.wrs);
+                ready.push(op);
+            }
+        }
+        let relieved = sq.congested && !sq.is_full();
+        if relieved {
+            sq.congested = false;
+            self.service().congested(false);
+        }
+        drop(sq);
+        while let Some(op) = ready.pop() {
+            // An error was reported, and ends the connection.
+            let _ = self.post(op);
+        }
+        if relieved {
+            // Whoever looks for congestion has set a flag before; `writable` looks at that.
+            smp_mb();
+            self.service().writable();
+        }
+    }
+
+    /// Posts an operation for which there is room. The caller has the connection, or is a
+    /// completion handler.
+    fn post(&self, mut op: KBox<Op<S>>) -> Result {
+        let qp = self.qp();
+        if qp.is_null() {
+            self.keep(op);
+            return Err(err::enotconn());
+        }
+        let first = op.link_up(qp, self.port());
+        let number = op.number;
+        let op = KBox::into_raw(op);
+        self.note_op(number, op);
+        let mut bad: *const bindings::ib_send_wr = core::ptr::null();
+        // SAFETY: The queue pair is valid: `ServerConn::tear_down` waits for completion handlers,
+        // and threads have the connection. The chain is one of prepared contexts and a Send from a
+        // mapped buffer, all of which stay until completion.
+        match to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) }) {
+            Ok(()) => Ok(()),
+            Err(e) => {
+                if !bad.is_null() {
+                    // The work request with our entry is the last one, and was not posted, so the
+                    // operation is still ours; but the device may have taken the first ones. If the
+                    // device does not say how far it came, the operation remains on the list.
+                    self.note_op(number, core::ptr::null_mut());
+                    // SAFETY: See above.
+                    self.keep(unsafe { KBox::from_raw(op) });
+                }
+                self.lost(Lost::PostFailed);
+                Err(e)
+            }
+        }
+    }
+
+    /// Notes what the device has.
+    pub(super) fn note_op(&self, number: u32, raw: *mut Op<S>) {
+        // CAST: 32 bits fit.
+        if let Some(entry) = self.posted_ops.get(number as usize) {
+            entry.store(raw, Relaxed);
+        }
+    }
+
+    /// Frees what is posted.
+    ///
+    /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
+    pub(super) fn reap_ops(&self) {
+        for entry in self.posted_ops.iter() {
+            let raw = entry.xchg(core::ptr::null_mut(), Full);
+            if let Some(raw) = NonNull::new(raw) {
+                // SAFETY: Leaked when it was posted; there is no completion any more.
+                let mut op = unsafe { KBox::from_raw(raw.as_ptr()) };
+                // The core needs the queue pair to release them. This is for devices that have
+                // failed: their mappings are lost.
+                while let Some(rw) = op.rws.pop() {
+                    core::mem::forget(rw);
+                }
+                op.discard();
+            }
+        }
+    }
+
+    /// Keeps an operation until the queue pair is drained.
+    fn keep(&self, op: KBox<Op<S>>) {
+        self.orphans.lock().push(op);
+    }
+}
