@@ -34,8 +34,8 @@ module! {
 #[pin_data]
 struct RpcRdma {
     tunables: Option<rt::sysctl::Registration>,
-    class: sunrpc::ClassRegistration<client::Rdma>,
-    backchannel: sunrpc::BcRegistration<server::RdmaServer>,
+    class: sunrpc::ClassRegistration,
+    backchannel: sunrpc::ClassRegistration,
     server: sunrpc::SvcRegistration<server::RdmaServer>,
     _server_tunables: rt::sysctl::Registration,
     #[pin]
@@ -53,8 +53,8 @@ impl kernel::InPlaceModule for RpcRdma {
             // Row M17: this is.
             _server_tunables: server::register_tunables()?,
             server: sunrpc::SvcRegistration::new()?,
-            class: sunrpc::ClassRegistration::new()?,
-            backchannel: sunrpc::BcRegistration::new()?,
+            class: sunrpc::register_client::<client::Rdma>()?,
+            backchannel: sunrpc::register_bc::<server::RdmaServer>()?,
             // Row M17: not there is not fatal.
             tunables: client::register_tunables().ok(),
         }? Error)

@@ -2,7 +2,7 @@
 
 //! Transports for the kernel's RPC client: what sunrpc's C interface asks of them, as safe code.
 //!
-//! A transport implements [`ClientTransport`] and is made known by a [`ClassRegistration`]. sunrpc
+//! A transport implements [`ClientTransport`] and is made known by [`register_client`]. sunrpc
 //! then makes [`Xprt`]s, and for each RPC takes a slot, whose private part the transport provides
 //! ([`SlotState`]).
 //!
@@ -25,6 +25,7 @@ mod rqst;
 mod slot;
 mod stats;
 mod svc;
+mod xclass;
 mod xdr;
 mod xprt;
 
@@ -32,7 +33,7 @@ use kernel::prelude::*;
 
 pub(crate) use self::{
     class::{
-        ClassRegistration,
+        register as register_client,
         CreateArgs, //
     },
     rqst::{
@@ -43,7 +44,7 @@ pub(crate) use self::{
     slot::PayloadLease,
     stats::ClientStats,
     svc::{
-        BcRegistration,
+        register_bc,
         CallRqst,
         DetachedReply,
         Inbox,
@@ -53,6 +54,7 @@ pub(crate) use self::{
         SvcHandle,
         SvcRegistration, //
     },
+    xclass::Registration as ClassRegistration,
     xdr::XdrView,
     xprt::{
         SendLock,

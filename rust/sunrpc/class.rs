@@ -8,6 +8,11 @@ use super::{
         self,
         Vtable, //
     },
+    xclass::{
+        Class,
+        Registration,
+        TIMEOUT, //
+    },
     xprt::{
         Own,
         SendLock,
@@ -25,18 +30,9 @@ use crate::{
         },
     },
 };
-use core::{
-    cell::UnsafeCell,
-    marker::PhantomData, //
-};
+use core::cell::UnsafeCell;
 use kernel::{
-    error::to_result,
     prelude::*,
-    str::as_char_ptr_in_const_context,
-    sync::atomic::{
-        AtomicFlag,
-        Full, //
-    },
     types::ScopeGuard, //
 };
 
@@ -45,13 +41,6 @@ const BIND_TIMEOUT: usize = 60 * bindings::HZ;
 
 /// Row C10, in jiffies.
 const IDLE_TIMEOUT: usize = 300 * bindings::HZ;
-
-/// Rows C11, C12.
-static TIMEOUT: bindings::rpc_timeout = bindings::rpc_timeout {
-    to_initval: 60 * bindings::HZ,
-    to_maxval: 60 * bindings::HZ,
-    ..pin_init::zeroed()
-};
 
 /// What a new transport is to be like.
 pub(crate) struct CreateArgs<'a> {
@@ -72,80 +61,18 @@ impl CreateArgs<'_> {
     }
 }
 
-/// sunrpc's description of the class, with the names that mounts use. The list ends with an empty
-/// string (row M9).
-#[repr(C)]
-struct Class {
-    base: UnsafeCell<bindings::xprt_class>,
-    netid: [*const c_char; 3],
-}
-
-const _: () = assert!(
-    core::mem::offset_of!(bindings::xprt_class, netid) == core::mem::offset_of!(Class, netid)
+/// The class `rdma` (row M9).
+static CLASS: Class<3> = Class::new(
+    c"rdma",
+    // CAST: A small number.
+    bindings::xprt_transports_XPRT_TRANSPORT_RDMA as c_int,
+    [c"rdma", c"rdma6", c""],
 );
 
-// SAFETY: Whoever has set `REGISTERED` writes the class, and only while sunrpc does not know it.
-unsafe impl Sync for Class {}
-
-/// The class is static, since transports refer to it as long as they live.
-static CLASS: Class = Class {
-    base: UnsafeCell::new(pin_init::zeroed()),
-    netid: [
-        as_char_ptr_in_const_context(c"rdma"),
-        as_char_ptr_in_const_context(c"rdma6"),
-        as_char_ptr_in_const_context(c""),
-    ],
-};
-
-/// Whether the class has an owner: a [`ClassRegistration`].
-static REGISTERED: AtomicFlag = AtomicFlag::new(false);
-
-/// The class `rdma`, made known to sunrpc (rows M9, M12). It is unknown again when this is dropped;
-/// transports that exist stay, and keep the module loaded.
-///
-/// # Invariants
-///
-/// `REGISTERED` is set for this value.
-pub(crate) struct ClassRegistration<T: ClientTransport> {
-    _transport: PhantomData<fn() -> T>,
-}
-
-impl<T: ClientTransport> ClassRegistration<T> {
-    /// Registers the class. `-EEXIST` if another implementation is loaded. May sleep.
-    pub(crate) fn new() -> Result<Self> {
-        if REGISTERED.xchg(true, Full) {
-            return Err(EEXIST);
-        }
-        let class = CLASS.base.get();
-        // SAFETY: The flag is set for this function, and sunrpc does not know the class.
-        unsafe {
-            bindings::INIT_LIST_HEAD(&raw mut (*class).list);
-            // CAST: A small number.
-            (*class).ident = bindings::xprt_transports_XPRT_TRANSPORT_RDMA as c_int;
-            (*class).setup = Some(setup::<T>);
-            (*class).owner = crate::THIS_MODULE.as_ptr();
-            for (to, from) in (*class).name.iter_mut().zip(b"rdma\0") {
-                *to = *from;
-            }
-        }
-        // SAFETY: The class is complete and static.
-        if let Err(error) = to_result(unsafe { bindings::xprt_register_transport(class) }) {
-            REGISTERED.store(false, kernel::sync::atomic::Release);
-            return Err(error);
-        }
-        // INVARIANT: Set above.
-        Ok(Self {
-            _transport: PhantomData,
-        })
-    }
-}
-
-impl<T: ClientTransport> Drop for ClassRegistration<T> {
-    fn drop(&mut self) {
-        // SAFETY: The class is registered, by the type invariant.
-        unsafe { bindings::xprt_unregister_transport(CLASS.base.get()) };
-        REGISTERED.store(false, kernel::sync::atomic::Release);
-    }
+/// Makes the class known to sunrpc (rows M9, M12).
+pub(crate) fn register<T: ClientTransport>() -> Result<Registration> {
+    // SAFETY: The function is for this class.
+    unsafe { CLASS.register(setup::<T>) }
 }
 
 /// Makes a transport (rows C18 to C22).
@@ -181,20 +108,10 @@ unsafe fn create<T: ClientTransport>(
 
     // SAFETY: The namespace is valid. The memory is aligned as its size is, at least, and so well
     // enough for the type.
-    let raw = unsafe { bindings::xprt_alloc(args.net, size_of::<Xprt<T>>(), 0, slots) };
-    if raw.is_null() {
-        return Err(ENOMEM);
-    }
-    let base = ScopeGuard::new_with_data(raw, |raw| {
-        // SAFETY: Nobody else knows the transport.
-        unsafe {
-            addr::free(raw);
-            bindings::xprt_free(raw);
-        }
-    });
-    // SAFETY: Nobody else knows the transport, which is large enough for its address.
+    let new = unsafe { CLASS.alloc(args.net, size_of::<Xprt<T>>(), (0, slots), &addr) }?;
+    let raw = *new;
+    // SAFETY: Nobody else knows the transport.
     unsafe {
-        (*raw).timeout = &raw const TIMEOUT;
         (*raw).connect_timeout = TIMEOUT.to_initval;
         (*raw).max_reconnect_timeout = TIMEOUT.to_maxval;
         (*raw).bind_timeout = BIND_TIMEOUT;
@@ -203,18 +120,10 @@ unsafe fn create<T: ClientTransport>(
         (*raw).ops = const { &Vtable::<T>::OPS };
         // Side protocols, such as rpcbind and MOUNT, go by TCP.
         (*raw).prot = bindings::xprt_transports_XPRT_TRANSPORT_TCP as c_int;
-        (*raw).xprt_class = CLASS.base.get();
         (*raw).max_payload = T::MAX_PAYLOAD;
-        (*raw).addrlen = addr.len();
-        core::ptr::copy_nonoverlapping(
-            addr.as_ptr().cast::<u8>(),
-            (&raw mut (*raw).addr).cast::<u8>(),
-            addr.len(),
-        );
         if addr.port() != 0 {
             bindings::xprt_set_bound(raw);
         }
-        addr::format(raw, &addr)?;
     }
 
     let xprt: *mut Xprt<T> = raw.cast();
@@ -237,7 +146,7 @@ unsafe fn create<T: ClientTransport>(
     own.dismiss();
     // The transport's own reference: `destroy` drops it (row M21).
     module.into_raw();
-    Ok(base.dismiss())
+    Ok(new.dismiss())
 }
 
 /// Row C116: nobody uses the transport any more. Runs on the system's work queue, with

@@ -29,7 +29,7 @@ use crate::rt::net::{
 use kernel::prelude::*;
 
 pub(crate) use self::{
-    bc::BcRegistration,
+    bc::register as register_bc,
     class::SvcRegistration,
     rqst::{
         CallRqst,

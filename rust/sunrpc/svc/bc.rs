@@ -30,111 +30,40 @@ use crate::{
     },
     sunrpc::{
         addr,
+        xclass::{
+            Class,
+            Registration, //
+        },
         xdr::XdrView, //
     },
 };
 use core::{
-    cell::UnsafeCell,
     marker::PhantomData,
     ptr::NonNull, //
 };
 use kernel::{
-    error::to_result,
     page::PAGE_SIZE,
     prelude::*,
-    str::as_char_ptr_in_const_context,
-    sync::{
-        atomic::{
-            AtomicFlag,
-            Full,
-            Release, //
-        },
-        lock::{
-            spinlock::SpinLockBackend,
-            Lock, //
-        },
+    sync::lock::{
+        spinlock::SpinLockBackend,
+        Lock, //
     },
-    types::ScopeGuard, //
 };
 
 /// What one credit counts in sunrpc's congestion window.
 const CREDIT: usize = bindings::RPC_CWNDSCALE as usize;
 
-/// Row B13, in jiffies.
-static TIMEOUT: bindings::rpc_timeout = bindings::rpc_timeout {
-    to_initval: 60 * bindings::HZ,
-    to_maxval: 60 * bindings::HZ,
-    ..pin_init::zeroed()
-};
-
-/// sunrpc's description of the class. The list of names is empty, and ends as it should (row X1).
-#[repr(C)]
-struct Class {
-    base: UnsafeCell<bindings::xprt_class>,
-    netid: [*const c_char; 1],
-}
-
-const _: () = assert!(
-    core::mem::offset_of!(bindings::xprt_class, netid) == core::mem::offset_of!(Class, netid)
+/// The class `rdma backchannel` (row M10). It has no name to mount by.
+static CLASS: Class<1> = Class::new(
+    c"rdma backchannel",
+    bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA,
+    [c""],
 );
 
-// SAFETY: Whoever has set `REGISTERED` writes the class, and only while sunrpc does not know it.
-unsafe impl Sync for Class {}
-
-/// The class is static, since transports refer to it as long as they live.
-static CLASS: Class = Class {
-    base: UnsafeCell::new(pin_init::zeroed()),
-    netid: [as_char_ptr_in_const_context(c"")],
-};
-
-/// Whether the class has an owner: a [`BcRegistration`].
-static REGISTERED: AtomicFlag = AtomicFlag::new(false);
-
-/// The class `rdma backchannel` (row M10). It is unknown again when this is dropped; transports that
-/// exist stay, and keep the module loaded.
-///
-/// # Invariants
-///
-/// `REGISTERED` is set for this value.
-pub(crate) struct BcRegistration<T: ServerTransport> {
-    _transport: PhantomData<fn() -> T>,
-}
-
-impl<T: ServerTransport> BcRegistration<T> {
-    /// Registers the class. `-EEXIST` if another implementation is loaded. May sleep.
-    pub(crate) fn new() -> Result<Self> {
-        if REGISTERED.xchg(true, Full) {
-            return Err(EEXIST);
-        }
-        let class = CLASS.base.get();
-        // SAFETY: The flag is set for this function, and sunrpc does not know the class.
-        unsafe {
-            bindings::INIT_LIST_HEAD(&raw mut (*class).list);
-            (*class).ident = bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA;
-            (*class).setup = Some(setup::<T>);
-            (*class).owner = crate::THIS_MODULE.as_ptr();
-            for (to, from) in (*class).name.iter_mut().zip(b"rdma backchannel\0") {
-                *to = *from;
-            }
-        }
-        // SAFETY: The class is complete and static.
-        if let Err(error) = to_result(unsafe { bindings::xprt_register_transport(class) }) {
-            REGISTERED.store(false, Release);
-            return Err(error);
-        }
-        // INVARIANT: Set above.
-        Ok(Self {
-            _transport: PhantomData,
-        })
-    }
-}
-
-impl<T: ServerTransport> Drop for BcRegistration<T> {
-    fn drop(&mut self) {
-        // SAFETY: The class is registered, by the type invariant.
-        unsafe { bindings::xprt_unregister_transport(CLASS.base.get()) };
-        REGISTERED.store(false, Release);
-    }
+/// Makes the class known to sunrpc (row M10).
+pub(crate) fn register<T: ServerTransport>() -> Result<Registration> {
+    // SAFETY: The function is for this class.
+    unsafe { CLASS.register(setup::<T>) }
 }
 
 /// The table for transports of type `T` (row B15).
@@ -184,28 +113,19 @@ unsafe fn create<T: ServerTransport>(
     let addr = unsafe { SockAddr::copy_from(args.dstaddr, args.addrlen) }.ok_or(EBADF)?;
     let svc = NonNull::new(args.bc_xprt).ok_or(EINVAL)?;
     let module = ModuleRef::try_get().ok_or(EIO)?;
+    // Row X65 is the class's part.
     // SAFETY: The namespace is valid.
-    let raw = unsafe {
-        bindings::xprt_alloc(
+    let new = unsafe {
+        CLASS.alloc(
             args.net,
             size_of::<bindings::rpc_xprt>(),
-            T::BC_REQUESTS,
-            T::BC_REQUESTS,
+            (T::BC_REQUESTS, T::BC_REQUESTS),
+            &addr,
         )
-    };
-    if raw.is_null() {
-        return Err(ENOMEM);
-    }
-    let base = ScopeGuard::new_with_data(raw, |raw| {
-        // SAFETY: Nobody else knows the transport.
-        unsafe {
-            addr::free(raw);
-            bindings::xprt_free(raw);
-        }
-    });
-    // SAFETY: Nobody else knows the transport, which is large enough for its address.
+    }?;
+    let raw = *new;
+    // SAFETY: Nobody else knows the transport.
     unsafe {
-        (*raw).timeout = &raw const TIMEOUT;
         bindings::xprt_set_bound(raw);
         bindings::xprt_set_connected(raw);
         (*raw).bind_timeout = 0;
@@ -213,16 +133,7 @@ unsafe fn create<T: ServerTransport>(
         (*raw).idle_timeout = 0;
         (*raw).prot = bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA;
         (*raw).ops = const { &Vtable::<T>::OPS };
-        // Row X65.
-        (*raw).xprt_class = CLASS.base.get();
         (*raw).max_payload = PAGE_SIZE;
-        (*raw).addrlen = addr.len();
-        core::ptr::copy_nonoverlapping(
-            addr.as_ptr().cast::<u8>(),
-            (&raw mut (*raw).addr).cast::<u8>(),
-            addr.len(),
-        );
-        addr::format(raw, &addr)?;
     }
     // SAFETY: The transport is new, so this cannot fail. The reference is that of the server's
     // transport, which drops it when it is freed.
@@ -232,7 +143,7 @@ unsafe fn create<T: ServerTransport>(
         (&raw mut (*svc.as_ptr()).xpt_bc_xprt).write_volatile(raw);
     }
     module.into_raw();
-    Ok(base.dismiss())
+    Ok(new.dismiss())
 }
 
 /// Rows B16 and X7: one buffer for call and reply.
