@@ -44,9 +44,15 @@ use core::{
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sync::lock::{
-        spinlock::SpinLockBackend,
-        Lock, //
+    sync::{
+        atomic::{
+            Atomic,
+            Full, //
+        },
+        lock::{
+            spinlock::SpinLockBackend,
+            Lock, //
+        },
     },
 };
 
@@ -136,11 +142,16 @@ unsafe fn create<T: ServerTransport>(
         (*raw).max_payload = PAGE_SIZE;
     }
     // SAFETY: The transport is new, so this cannot fail. The reference is that of the server's
-    // transport, which drops it when it is freed.
-    unsafe {
+    // transport, which drops it when it is freed. The field is changed here alone.
+    let slot = unsafe {
         bindings::xprt_get(raw);
         (*raw).bc_xprt = svc.as_ptr();
-        (&raw mut (*svc.as_ptr()).xpt_bc_xprt).write_volatile(raw);
+        Atomic::from_ptr(&raw mut (*svc.as_ptr()).xpt_bc_xprt)
+    };
+    if slot.cmpxchg(core::ptr::null_mut(), raw, Full).is_err() {
+        // Two clients want callbacks on this connection at the same time. For this one that fails,
+        // until it asks again: then there is a transport.
+        return Err(EAGAIN);
     }
     module.into_raw();
     Ok(new.dismiss())
