@@ -227,18 +227,34 @@ impl Cq {
         self.raw.as_ptr()
     }
 
+    fn work(&self) -> *mut bindings::work_struct {
+        // SAFETY: By the type invariant. Made with `IB_POLL_WORKQUEUE`, so the union is the work
+        // item, which was initialised with the queue.
+        unsafe { (&raw mut (*self.raw.as_ptr()).__bindgen_anon_1).cast() }
+    }
+
     /// Waits until the handlers that are running now have returned. Sleeps; not from a handler.
     pub(super) fn flush(&self) {
-        // SAFETY: Made with `IB_POLL_WORKQUEUE`, so the union is the work item, which was
-        // initialised with the queue.
-        unsafe { bindings::flush_work((&raw mut (*self.raw.as_ptr()).__bindgen_anon_1).cast()) };
+        // SAFETY: The work item is initialised.
+        unsafe { bindings::flush_work(self.work()) };
     }
 }
 
 impl Drop for Cq {
     fn drop(&mut self) {
+        let raw = self.raw.as_ptr();
+        // SAFETY: By the type invariant; this only looks at the count.
+        let users = unsafe { (&raw const (*raw).usecnt.counter).read_volatile() };
+        if users != 0 {
+            // The device could not destroy the queue pair, and the RDMA core would not free this
+            // queue. It is leaked, and deaf: no handler follows its context any more.
+            pr_err!("a completion queue is leaked: its queue pair was not destroyed\n");
+            // SAFETY: As in `flush`. The item belongs to a queue of the RDMA core.
+            unsafe { bindings::disable_work_sync(self.work()) };
+            return;
+        }
         // SAFETY: By the type invariant. The queue pair that used this queue was destroyed before
         // (`Conn::shutdown`). Cancels the work item and waits for it.
-        unsafe { bindings::ib_free_cq(self.raw.as_ptr()) };
+        unsafe { bindings::ib_free_cq(raw) };
     }
 }
