@@ -3,6 +3,7 @@
 
 import signal
 import struct
+from random import Random
 
 import pyverbs.cm_enums as ce
 import pyverbs.enums as e
@@ -433,6 +434,60 @@ with check("peers that vanish are noticed within a minute", 150):
         link("up", "client")
     for peer in peers:
         peer.close()
+
+def chance(peer, random):
+    """A message with parts that make sense and others that do not."""
+    words_ = (0, 1, 2, 3, 4, 5, 8, 28, 39, 40, 41, 4095, 4096, 4097, 1 << 20, 0x7fffffff, 0x80000000,
+              0xfffffffc, 0xffffffff)
+
+    def segment():
+        length = random.choice((0, 1, 3, 4, 5, 40, 4000, 4096, 8192, 12288, random.choice(words_)))
+        rkey, at = random.choice(((peer.space_.rkey, peer.space_.buf), peer.memory_))
+        return rkey if random.random() < 0.97 else random.choice(words_), length, at
+
+    def chunk():
+        return [segment() for _ in range(random.choice((0, 1, 1, 1, 2, 3, 9)))]
+
+    reads = [(random.choice((0, 0, 4, 40, 40, 40, random.choice(words_))), *segment())
+             for _ in range(random.choice((0, 0, 0, 1, 1, 2, 5)))]
+    writes = [chunk() for _ in range(random.choice((0, 0, 1, 2)))]
+    message = fixed(random.choice(words_), random.choice((MSG, MSG, MSG, NOMSG, random.choice(words_))))
+    message += lists(reads, writes, random.choice((None, chunk())))
+    xid = random.choice(words_)
+    message += random.choice((null(xid), null(xid, 99), getattr_call(xid), null_named(xid, b"abcde")[0],
+                              b"", words(xid, 1, 0, 0, 0, 0), random.randbytes(random.randrange(2000))))
+    message = bytearray(message)
+    for _ in range(random.choice((0, 0, 0, 1, 3))):
+        at = random.randrange(len(message)) & ~3
+        message[at:at + 4] = words(random.choice(words_))
+    return bytes(message[:random.choice((4096, 4096, random.randrange(1, 4096)))])
+
+
+with check("messages made by chance"):
+    seed = int.from_bytes(os.urandom(4), "big")
+    random = Random(seed)
+    say(f"seed {seed}")
+    end, count, peers, ended = time.monotonic() + 30, 0, 0, 0
+    while time.monotonic() < end:
+        with connection() as peer:
+            peers += 1
+            peer.space_ = peer.space(3 * PAGE)
+            peer.memory_ = peer.memory(null(70, 99) * 307)
+            for _ in range(random.choice((0, 1, 3, 30, 100))):
+                try:
+                    peer.send(chance(peer, random))
+                    count += 1
+                    # Answers, if there are any; of some the server has to get rid alone.
+                    if random.random() < 0.9:
+                        peer.recv(0.05)
+                except Quiet:
+                    pass
+                except Gone:
+                    ended += 1
+                    break
+    say(f"{count} messages on {peers} connections, {ended} of them ended by the server")
+    with connection() as peer:
+        good(peer)
 
 with check("an ordinary mount works, and nothing is left over"):
     with mounted("4.2") as at:
