@@ -349,26 +349,43 @@ impl<'a, C> ReplyRqst<'a, C> {
 
     /// Takes the reply out of the request, with the pages that it is in (row S62).
     pub(crate) fn detach(&mut self) -> Result<DetachedReply> {
-        let used = self.pages_used();
-        let mut pages = PageVec::with_capacity(used)?;
+        let mut used = self.pages_used();
         // SAFETY: By the type invariant.
-        let (respages, list) = unsafe { ((*self.raw()).rq_respages, (*self.raw()).rq_res.pages) };
+        let (respages, list, end) = unsafe {
+            let rqst = self.raw();
+            (
+                (*rqst).rq_respages,
+                (*rqst).rq_res.pages,
+                (*rqst).rq_page_end,
+            )
+        };
         // Where the page list starts, in pages of the request.
         let first = if self.parts.page_len == 0 {
             0
         } else {
-            let bytes = list.addr().checked_sub(respages.addr()).ok_or(EIO)?;
-            let first = bytes / size_of::<*mut bindings::page>();
+            let pages = |to: *mut *mut bindings::page| {
+                let bytes = to.addr().checked_sub(respages.addr()).ok_or(EIO)?;
+                Ok::<_, Error>(bytes / size_of::<*mut bindings::page>())
+            };
+            let first = pages(list)?;
             let last = self
                 .parts
                 .page_base
                 .saturating_add(self.parts.page_len)
                 .div_ceil(PAGE_SIZE);
-            if first.saturating_add(last) > used {
+            let needed = first.saturating_add(last);
+            if needed > pages(end)? {
                 return Err(EIO);
+            }
+            if needed > used {
+                // A checksum that was appended after the service had counted its pages.
+                used = needed;
+                // SAFETY: Not beyond the end of the array. sunrpc replaces what is below.
+                unsafe { (*self.raw()).rq_next_page = respages.add(needed) };
             }
             first
         };
+        let mut pages = PageVec::with_capacity(used)?;
         for index in 0..used {
             // SAFETY: The entry is one of those in use.
             let page = unsafe { *respages.add(index) };
