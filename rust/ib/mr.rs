@@ -88,7 +88,8 @@ pub(crate) struct Handle {
 /// # Invariants
 ///
 /// `mr` is a memory region of `domain`. `mapped` tells whether the first `nents` entries of `sg`
-/// are mapped for the domain's device.
+/// are mapped for the domain's device. Of these entries, those from `held` on own a reference to
+/// their page.
 #[repr(C)]
 pub(super) struct MrCtx<P: Protocol> {
     /// Of the `LOCAL_INV` which is the last one of its chain.
@@ -98,6 +99,7 @@ pub(super) struct MrCtx<P: Protocol> {
     mr: NonNull<bindings::ib_mr>,
     sg: KVVec<bindings::scatterlist>,
     nents: u32,
+    held: u32,
     mapped: Option<Direction>,
     pub(super) stash: Option<Stash<P>>,
     /// Where the pool's list of fences has this one: see [`Pool::fence`].
@@ -150,6 +152,7 @@ impl<P: Protocol> MrCtx<P> {
                 mr,
                 sg,
                 nents: 0,
+                held: 0,
                 mapped: None,
                 stash: None,
                 at: 0,
@@ -179,10 +182,13 @@ impl<P: Protocol> MrCtx<P> {
         gaps: bool,
     ) -> Result<Handle> {
         let mut nents = 0u32;
+        let mut held = None;
         let mut end = 0u32;
         for entry in self.sg.iter_mut() {
             let fits = |region: &Region<'a>| {
-                nents == 0 || gaps || (page_offset(end) == 0 && page_offset(region.offset()) == 0)
+                let adjoins = page_offset(end) == 0 && page_offset(region.offset()) == 0;
+                // Passing ones come last, or the next memory region takes them.
+                nents == 0 || (gaps || adjoins) && (held.is_none() || region.is_passing())
             };
             let Some(region) = regions.next_if(fits) else {
                 break;
@@ -191,9 +197,17 @@ impl<P: Protocol> MrCtx<P> {
             unsafe {
                 bindings::sg_set_page(entry, region.page().as_ptr(), region.len(), region.offset());
             }
+            if region.is_passing() {
+                // SAFETY: The page is there, and references to it can be taken.
+                unsafe { bindings::get_page(region.page().as_ptr()) };
+                held.get_or_insert(nents);
+            }
             end = region.end();
             nents = nents.wrapping_add(1);
         }
+        // INVARIANT: References were taken for these entries.
+        self.nents = nents;
+        self.held = held.unwrap_or(nents);
         if nents == 0 {
             return Err(EINVAL);
         }
@@ -209,10 +223,10 @@ impl<P: Protocol> MrCtx<P> {
             )
         };
         if mapped <= 0 {
+            self.release();
             return Err(EIO);
         }
         // INVARIANT: Just mapped.
-        self.nents = nents;
         self.mapped = Some(dir);
 
         let mr = self.mr.as_ptr();
@@ -273,6 +287,19 @@ impl<P: Protocol> MrCtx<P> {
                     dir.as_raw(),
                 );
             }
+            self.release();
+        }
+    }
+
+    /// Drops the references to pages. No device and no peer can reach them any more.
+    fn release(&mut self) {
+        // CAST: At most a few hundred.
+        let (first, end) = (self.held as usize, self.nents as usize);
+        // INVARIANT: None of the entries is left.
+        self.held = self.nents;
+        for entry in self.sg.get_mut(first..end).unwrap_or(&mut []) {
+            // SAFETY: By the type invariant the entry owns a reference to its page.
+            unsafe { bindings::put_page(bindings::sg_page(entry)) };
         }
     }
 }

@@ -14,12 +14,14 @@ use core::{
 /// # Invariants
 ///
 /// The memory stays valid, and open to access by devices, for `'a`. `len` is not 0 and
-/// `offset + len` does not overflow.
+/// `offset + len` does not overflow. If the region is passing, all of it is inside one page that
+/// references can be taken to.
 #[derive(Clone, Copy)]
 pub(crate) struct Region<'a> {
     page: NonNull<bindings::page>,
     offset: u32,
     len: u32,
+    passing: bool,
     _memory: PhantomData<&'a [u8]>,
 }
 
@@ -38,8 +40,30 @@ impl<'a> Region<'a> {
             page,
             offset,
             len,
+            passing: false,
             _memory: PhantomData,
         }
+    }
+
+    /// The same memory, whose owner may give it up while devices still use it: see
+    /// [`Self::is_passing`].
+    ///
+    /// # Safety
+    ///
+    /// The region is inside one page, which was allocated as such, so that it is freed when its
+    /// last reference is dropped.
+    pub(crate) unsafe fn passing(self) -> Self {
+        // INVARIANT: As promised by the caller.
+        Self {
+            passing: true,
+            ..self
+        }
+    }
+
+    /// Whether `'a` is all that the owner promises. Who lets a device use the memory for longer
+    /// needs a reference to the page.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.passing
     }
 
     /// The page with the first byte, or one before it (see [`Self::offset`]).

@@ -79,10 +79,32 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
     }
 
     /// The call.
+    ///
+    /// With privacy the page list is not the upper layer's, but pages that sunrpc encrypts into. It
+    /// frees them when it encodes the call anew: after a timeout, or when the connection is lost,
+    /// but before that is closed. The peer may still read them then, so whoever exposes them needs
+    /// references of its own.
     pub(crate) fn call(&self) -> XdrView<'_> {
+        let rqst = self.raw();
         // SAFETY: sunrpc does not encode a request anew, nor releases its buffers, while it is
         // pinned; and nobody else writes what is about to be sent.
-        unsafe { XdrView::message(&raw const (*self.raw()).rq_snd_buf) }
+        let view = unsafe { XdrView::message(&raw const (*rqst).rq_snd_buf) };
+        // SAFETY: As above. While there is a function to release them, `rq_enc_pages_num` pages are
+        // in the list, each allocated by itself; the last one is for the tail.
+        unsafe {
+            let (pages, count) = ((*rqst).rq_enc_pages, (*rqst).rq_enc_pages_num);
+            if (*rqst).rq_release_snd_buf.is_none()
+                || count < 1
+                || (*rqst).rq_snd_buf.pages != pages
+            {
+                return view;
+            }
+            // CAST: Not negative.
+            match NonNull::new(*pages.add(count as usize - 1)) {
+                Some(tail) => view.passing(tail),
+                None => view,
+            }
+        }
     }
 
     /// The space for the reply.

@@ -68,10 +68,15 @@ impl Shape {
 ///
 /// The memory that `buf` describes (head, pages, tail, as far as its lengths say) stays for `'a`.
 /// With `readable`, nobody writes the head and the tail for `'a`, and their bytes are initialised.
+/// With `passing`, the pages of the page list and the page that it points to were allocated one by
+/// one.
 #[derive(Clone, Copy)]
 pub(crate) struct XdrView<'a> {
     buf: Shape,
     readable: bool,
+    /// sunrpc may free the pages of the page list while a peer reads them, and this one, which has
+    /// the tail.
+    passing: Option<NonNull<bindings::page>>,
     _memory: PhantomData<&'a [u8]>,
 }
 
@@ -88,6 +93,7 @@ impl<'a> XdrView<'a> {
             // SAFETY: By the contract of this function.
             buf: unsafe { Shape::of(buf) },
             readable: true,
+            passing: None,
             _memory: PhantomData,
         }
     }
@@ -103,7 +109,22 @@ impl<'a> XdrView<'a> {
             // SAFETY: By the contract of this function.
             buf: unsafe { Shape::of(buf) },
             readable: false,
+            passing: None,
             _memory: PhantomData,
+        }
+    }
+
+    /// The same message, whose page list, and the page `tail`, its owner may free before the peer
+    /// has lost its access to them.
+    ///
+    /// # Safety
+    ///
+    /// All these pages were allocated one by one: each is freed when its last reference is dropped.
+    pub(super) unsafe fn passing(self, tail: NonNull<bindings::page>) -> Self {
+        // INVARIANT: As promised by the caller.
+        Self {
+            passing: Some(tail),
+            ..self
         }
     }
 
@@ -302,7 +323,11 @@ impl<'a> Regions<'a> {
         // CAST: Both are at most the size of a page.
         // SAFETY: By the invariant of `XdrView` the memory stays for 'a. It is inside one page
         // of the linear map, and `take` is not 0.
-        let region = unsafe { Region::new(page, offset as u32, take as u32) };
+        let mut region = unsafe { Region::new(page, offset as u32, take as u32) };
+        if self.view.passing == Some(page) {
+            // SAFETY: By the invariant of `XdrView`, and the piece is inside the page.
+            region = unsafe { region.passing() };
+        }
         Some((region, take == left))
     }
 }
@@ -328,7 +353,11 @@ impl<'a> Iterator for Regions<'a> {
             // CAST: Both are at most the size of a page.
             // SAFETY: By the invariant of `XdrView` the page stays for 'a. The piece is inside
             // that page, and `piece` gives none that are empty.
-            let region = unsafe { Region::new(page, offset as u32, len as u32) };
+            let mut region = unsafe { Region::new(page, offset as u32, len as u32) };
+            if self.view.passing.is_some() {
+                // SAFETY: By the invariant of `XdrView`, and the piece is inside the page.
+                region = unsafe { region.passing() };
+            }
             return Some((Part::Pages, region));
         }
         if self.tail != 0 {
