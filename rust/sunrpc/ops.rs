@@ -439,7 +439,12 @@ unsafe extern "C" fn timer<T: ClientTransport>(
     _task: *mut bindings::rpc_task,
 ) {
     // SAFETY: sunrpc calls this with a transport that the task has a reference to.
-    unsafe { Xprt::<T>::from_raw(raw) }.force_disconnect();
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    // The time of a request runs while there is no connection, so this may come right after the next
+    // one is made. That says nothing about the connection; and if attempts were far apart because of
+    // it, the time of many requests would always be over when one succeeds.
+    xprt.note_traffic();
+    xprt.force_disconnect();
 }
 
 /// Row C21.
