@@ -149,6 +149,14 @@ impl<S: Service> Op<S> {
         )?)
     }
 
+    /// Pages that it reads into.
+    pub(super) fn pages(&self) -> usize {
+        match &self.memory {
+            Memory::Sink(pages) => pages.len(),
+            _ => 0,
+        }
+    }
+
     /// Whether it sends a message; else it reads.
     pub(super) fn is_reply(&self) -> bool {
         self.buf.is_some()
@@ -309,11 +317,11 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
             Ok(_) => shared.life.note_sent(),
             Err(e) => shared.completion_failed(*e),
         }
-        let wrs = this.wrs;
+        let (wrs, pages) = (this.wrs, this.pages());
         // SAFETY: The last work request of the chain is complete, and so are all before it. The
         // queue pair is there as long as completions of it are handled.
         unsafe { this.reset() };
-        shared.make_room(wrs, this.is_reply());
+        shared.make_room(wrs, pages, this.is_reply());
         let memory = core::mem::replace(&mut this.memory, Memory::None);
         let job = this.job.take();
         this.discard();

@@ -98,6 +98,13 @@ const MIN_TRANSFER_WRS: u32 = 1100;
 /// Pages that one memory region of the RDMA core covers, on devices that need regions to read.
 const PAGES_PER_REGION: u32 = 256;
 
+/// Segments, each of which needs a region of its own there, in which a peer may name what it has for
+/// one region (row S21).
+const SEGMENTS_PER_REGION: u32 = 3;
+
+/// Pages that are being read into at a time, if requests are not larger: 16 MiB.
+const MANY_PAGES: u32 = 4096;
+
 /// What uses a connection.
 ///
 /// The methods are called from completion handlers of the connection, in process context, without
@@ -167,6 +174,7 @@ pub(crate) struct ServerLimits {
     pub(super) rx_batch: u32,
     max_replies: u32,
     max_reads: u32,
+    many_pages: u32,
     msg_bytes: u32,
     /// Room for work requests in the send queue.
     send_wr: u32,
@@ -181,11 +189,6 @@ impl ServerLimits {
     /// Whether the device speaks iWARP.
     pub(super) fn iwarp(&self) -> bool {
         self.iwarp
-    }
-
-    /// Replies that are enough to keep the peer busy.
-    fn many_replies(&self) -> u32 {
-        self.max_replies / 2
     }
 
     /// Fits what is asked for to what the device has, before anything is announced (row X32).
@@ -242,12 +245,15 @@ impl ServerLimits {
                     // last one was handled; but see `Sq::is_full`.
                     max_replies: sends.saturating_add(1).saturating_mul(2),
                     max_reads: sends,
+                    many_pages: params.max_pages.saturating_mul(2).max(MANY_PAGES),
                     msg_bytes: params.msg_bytes,
                     send_wr,
                     recv_wr,
                     sges,
                     regions: if iwarp {
-                        requests.saturating_mul(params.max_pages.div_ceil(PAGES_PER_REGION))
+                        requests
+                            .saturating_mul(params.max_pages.div_ceil(PAGES_PER_REGION))
+                            .saturating_mul(SEGMENTS_PER_REGION)
                     } else {
                         0
                     },
@@ -318,6 +324,9 @@ impl<S: Service> Shared<S> {
         let posted_ops = none_posted(max_ops)?;
         let replies = Ops::new(0..limits.max_replies)?;
         let reads = Ops::new(limits.max_replies..max_ops)?;
+        // CAST: Thousands.
+        let many_pages = limits.many_pages as usize;
+        let sq = Sq::new(limits.send_wr, limits.max_replies / 2, many_pages);
         let posted_rxs = none_posted(limits.messages)?;
         Arc::pin_init(
             // INVARIANT: There is no queue pair.
@@ -332,7 +341,7 @@ impl<S: Service> Shared<S> {
                 posted_ops,
                 posted_rxs,
                 rx <- new_spinlock!(srx::Pool::new()),
-                sq <- new_spinlock!(Sq::new(limits.send_wr, limits.many_replies())),
+                sq <- new_spinlock!(sq),
                 replies <- new_spinlock!(replies),
                 reads <- new_spinlock!(reads),
                 rws <- new_spinlock!(Stack::new()),

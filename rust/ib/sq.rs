@@ -5,7 +5,9 @@
 //!
 //! A peer that respects its credits never finds the operations used up. While as many replies are
 //! not complete as there are requests at a time, the connection is congested and no request is taken
-//! up; those that were in hand by then are not more than a peer may have outstanding.
+//! up; those that were in hand by then are not more than a peer may have outstanding. It is congested
+//! too while enough pages are being read into to keep any network busy: the rest need not be taken
+//! from the service before its time, least of all for a peer that does not answer.
 
 use super::{
     device::Link,
@@ -42,23 +44,27 @@ use kernel::{
 pub(super) struct Sq<S: Service> {
     room: u32,
     depth: u32,
-    /// Replies that are in line or posted.
+    /// Replies that are in line or posted, and how many are enough.
     replies: u32,
-    /// So many of these are enough.
-    many: u32,
+    many_replies: u32,
+    /// Pages of reads that are in line or posted, and how many are enough.
+    pages: usize,
+    many_pages: usize,
     congested: bool,
     pub(super) waiting: Fifo<Op<S>>,
     pub(super) closed: bool,
 }
 
 impl<S: Service> Sq<S> {
-    /// An empty queue of a depth, for so many requests at a time.
-    pub(super) const fn new(depth: u32, requests: u32) -> Self {
+    /// An empty queue of a depth.
+    pub(super) const fn new(depth: u32, many_replies: u32, many_pages: usize) -> Self {
         Self {
             room: depth,
             depth,
             replies: 0,
-            many: requests,
+            many_replies,
+            pages: 0,
+            many_pages,
             congested: false,
             waiting: Fifo::new(),
             closed: false,
@@ -76,7 +82,9 @@ impl<S: Service> Sq<S> {
     }
 
     fn is_full(&self) -> bool {
-        !self.waiting.is_empty() || self.replies >= self.many
+        !self.waiting.is_empty()
+            || self.replies >= self.many_replies
+            || self.pages >= self.many_pages
     }
 }
 
@@ -143,6 +151,7 @@ impl<S: Service> Shared<S> {
         if op.is_reply() {
             sq.replies = sq.replies.saturating_add(1);
         }
+        sq.pages = sq.pages.saturating_add(op.pages());
         let waits = !sq.waiting.is_empty() || sq.room < op.wrs;
         let ready = if waits {
             sq.waiting.push(op);
@@ -162,14 +171,15 @@ impl<S: Service> Shared<S> {
         Ok(waits)
     }
 
-    /// Work requests of an operation are complete: others may take their place.
-    pub(super) fn make_room(&self, wrs: u32, reply: bool) {
+    /// An operation with so many work requests and pages is complete: others may take its place.
+    pub(super) fn make_room(&self, wrs: u32, pages: usize, reply: bool) {
         let mut ready = Fifo::new();
         let mut sq = self.sq.lock();
         sq.room = sq.room.saturating_add(wrs).min(sq.depth);
         if reply {
             sq.replies = sq.replies.saturating_sub(1);
         }
+        sq.pages = sq.pages.saturating_sub(pages);
         if !sq.closed {
             loop {
                 let room = sq.room;
