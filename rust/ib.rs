@@ -59,6 +59,7 @@ pub(crate) use self::{
         Quiesced, //
     },
     device::Client,
+    dma::MESSAGE_BYTES,
     expose::{
         Exposed,
         Exposing, //

@@ -5,15 +5,21 @@
 use super::domain::Domain;
 use crate::{
     bindings,
-    rt::kbuf::{
-        KBuf,
-        RawGfp, //
+    rt::{
+        kbuf::{
+            KBuf,
+            RawGfp, //
+        },
+        sysctl::Gauge,
     },
 };
 use kernel::{
     prelude::*,
     sync::Arc, //
 };
+
+/// The bytes of all message buffers that exist.
+pub(crate) static MESSAGE_BYTES: Gauge = Gauge::new();
 
 /// Which way data moves through a mapping.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,6 +65,8 @@ impl DmaBuf {
         if unsafe { bindings::ib_dma_mapping_error(dev, addr) } != 0 {
             return Err(EIO);
         }
+        // CAST: 64 bits are enough for sizes.
+        MESSAGE_BYTES.add(size as u64);
         // INVARIANT: Just mapped.
         Ok(Self {
             buf,
@@ -121,6 +129,8 @@ impl DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
+        // CAST: As in `new`.
+        MESSAGE_BYTES.sub(self.buf.len() as u64);
         // SAFETY: By the type invariant, and with the parameters of the mapping. The lease in the
         // domain still keeps the device.
         unsafe {

@@ -56,12 +56,34 @@ impl Counter {
     }
 }
 
+/// A number that goes up and down, for an administrator to read.
+#[repr(transparent)]
+pub(crate) struct Gauge(Counter);
+
+impl Gauge {
+    /// A gauge at 0.
+    pub(crate) const fn new() -> Self {
+        Self(Counter::new())
+    }
+
+    /// There are `n` more.
+    pub(crate) fn add(&self, n: u64) {
+        self.0 .0.add(n, Relaxed);
+    }
+
+    /// There are `n` fewer.
+    pub(crate) fn sub(&self, n: u64) {
+        // Arithmetic is modulo 2^64.
+        self.0 .0.add(n.wrapping_neg(), Relaxed);
+    }
+}
+
 /// Shows a counter, or resets it.
 ///
 /// # Safety
 ///
-/// The kernel calls it for an entry that [`Table::of`] made of a counter, with room for `*len` bytes
-/// at `buf`.
+/// The kernel calls it for an entry that [`Table::of`] made of a counter or gauge, with room for
+/// `*len` bytes at `buf`.
 unsafe extern "C" fn show_counter(
     table: *const bindings::ctl_table,
     write: c_int,
@@ -69,7 +91,7 @@ unsafe extern "C" fn show_counter(
     len: *mut usize,
     pos: *mut bindings::loff_t,
 ) -> c_int {
-    // SAFETY: `data` is a static counter.
+    // SAFETY: `data` is a static counter, or a gauge, which is one.
     let counter = unsafe { &*(*table).data.cast::<Counter>() };
     if write != 0 {
         counter.0.store(0, Relaxed);
@@ -109,6 +131,8 @@ pub(crate) enum Entry {
     Tunable(&'static Tunable),
     /// A number that can be reset.
     Counter(&'static Counter),
+    /// A number that can only be read.
+    Gauge(&'static Gauge),
 }
 
 impl Entry {
@@ -131,6 +155,10 @@ impl Entry {
                 // CAST: 8.
                 row.maxlen = size_of::<u64>() as c_int;
                 row.proc_handler = Some(show_counter);
+            }
+            Self::Gauge(gauge) => {
+                row = Self::Counter(&gauge.0).row(name);
+                row.mode = 0o444;
             }
         }
         row

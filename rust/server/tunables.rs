@@ -2,12 +2,15 @@
 
 //! What an administrator can tune and see: `/proc/sys/sunrpc/svc_rdma` (rows S1 to S8).
 
-use crate::rt::sysctl::{
-    Counter,
-    Entry,
-    Registration,
-    Table,
-    Tunable, //
+use crate::{
+    ib,
+    rt::sysctl::{
+        Counter,
+        Entry,
+        Registration,
+        Table,
+        Tunable, //
+    },
 };
 use kernel::prelude::*;
 
@@ -29,7 +32,7 @@ pub(super) static WRITES: Counter = Counter::new();
 /// Row S7: operations that had to wait for room in the send queue.
 pub(super) static STARVED: Counter = Counter::new();
 
-static TABLE: Table<12> = Table::of([
+static TABLE: Table<13> = Table::of([
     (c"max_requests", Entry::Tunable(&MAX_REQUESTS)),
     (c"max_req_size", Entry::Tunable(&MAX_REQ_SIZE)),
     (
@@ -45,6 +48,7 @@ static TABLE: Table<12> = Table::of([
     (c"rdma_stat_rq_prod", Entry::Tunable(&UNUSED)),
     (c"rdma_stat_sq_poll", Entry::Tunable(&UNUSED)),
     (c"rdma_stat_sq_prod", Entry::Tunable(&UNUSED)),
+    (c"message_bytes", Entry::Gauge(&ib::MESSAGE_BYTES)),
 ]);
 
 /// Shows all of these. May sleep.
