@@ -7,6 +7,7 @@
 # make check           formatting, clippy, and which code may be unsafe
 # make install         as root: into /lib/modules; `scripts/use ours` then makes the kernel load it
 # make demo|test|bench
+# make parity         which rows of Documentation/parity.md no test vouches for
 # make test-long       all guest tests in all pairings of modules: hours on a small machine
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
@@ -41,6 +42,9 @@ test-long:
 bench:
 	@scripts/bench
 
+parity:
+	@scripts/parity
+
 # What Kbuild and bindgen leave behind; needs no kernel.
 clean:
 	@find . \( -name .git -o -path ./host \) -prune -o -type f \( -name '*.o' -o -name '*.ko' \
@@ -51,4 +55,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test test-long bench clean distclean
+.PHONY: all update check install demo test test-long bench parity clean distclean
