@@ -61,6 +61,8 @@ enum Results {
 pub(super) struct Shape {
     args: Args,
     results: Results,
+    /// The Write chunk ends with a place for padding (row W15): some servers write that.
+    pad: bool,
     /// The largest message, in bytes.
     inline_send: usize,
     segments: usize,
@@ -98,6 +100,7 @@ impl Shape {
         Self {
             args,
             results,
+            pad: results == Results::WriteChunk && reply.page_len() & 3 != 0,
             inline_send: inline.send as usize,
             segments: endpoint.segments as usize,
             credits: endpoint.requests,
@@ -158,6 +161,7 @@ pub(super) fn send(
     // place has to wait.
     let mut state = slot.lock();
     state.set_header(tx.split().0.get(..header).unwrap_or(&[]));
+    state.padded = shape.pad;
     tx.send_exposing(len, set, |set| state.memory = Memory::Out(set))
         .map_err(|_| SendError::NotConnected)
 }
@@ -229,8 +233,7 @@ impl Message<'_, '_> {
                 self.expose(&reply, (false, true, false), Access::Write, |segment| {
                     chunk.segment(segment)
                 })?;
-            // Row W15: a place for the padding that some servers write.
-            if reply.page_len() & 3 != 0 {
+            if self.shape.pad {
                 let pad = self.pad.ok_or(SendError::Io)?;
                 chunk.segment(segment(&pad))?;
                 count = count.saturating_add(1);

@@ -32,30 +32,16 @@ use kernel::prelude::*;
 pub(super) struct Reply {
     rqst: PinnedRqst<Rdma>,
     msg: RxMsg<Endpoint>,
+    /// The message made the connection's memory for padding invalid, as it may: see [`Self::fence`].
+    pad_is_gone: bool,
 }
 
 /// Handles a message (row C90).
 pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<Endpoint>) {
     let xprt = &endpoint.xprt;
     xprt.note_traffic();
-    // Row W42: too short to name an RPC, or of another version.
-    let Ok((fixed, _)) = Fixed::decode(msg.bytes()) else {
-        endpoint.stats.bad_reply.inc();
-        return;
-    };
-    if fixed.version != wire::VERSION {
-        endpoint.stats.bad_reply.inc();
-        return;
-    }
-    if wire::is_backward_call(msg.bytes()) {
-        // No reply looks like this, whatever its XID. Without a service there is no answer.
-        if xprt.has_bc_service() {
-            call(endpoint, &msg);
-        }
-        return;
-    }
-    let Some(rqst) = xprt.lookup(fixed.xid) else {
-        // A key of another request must not become invalid with it (row X15).
+    let Some((fixed, rqst)) = request_of(endpoint, &msg) else {
+        // With it a key of another request, maybe, became invalid (row X15).
         if msg.invalidated().is_some() {
             violation(endpoint);
         }
@@ -63,7 +49,11 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     };
     endpoint.grant(fixed.credits);
 
-    let reply = Reply { rqst, msg };
+    let reply = Reply {
+        rqst,
+        msg,
+        pad_is_gone: false,
+    };
     match reply.rqst.slot().take() {
         Memory::Home(lease) => {
             reply.rqst.slot().put(Memory::Home(lease));
@@ -79,6 +69,29 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
             violation(endpoint);
         }
     }
+}
+
+/// The RPC that a message is the reply to. Else the message is dealt with.
+fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, PinnedRqst<Rdma>)> {
+    // Row W42: too short to name an RPC, or of another version.
+    let Some((fixed, _)) = Fixed::decode(msg.bytes())
+        .ok()
+        .filter(|(fixed, _)| fixed.version == wire::VERSION)
+    else {
+        endpoint.stats.bad_reply.inc();
+        return None;
+    };
+    if wire::is_backward_call(msg.bytes()) {
+        // No reply looks like this, whatever its XID. Without a service there is no answer.
+        if endpoint.xprt.has_bc_service() {
+            call(endpoint, msg);
+        } else {
+            endpoint.stats.bad_reply.inc();
+        }
+        return None;
+    }
+    let rqst = endpoint.xprt.lookup(fixed.xid)?;
+    Some((fixed, rqst))
 }
 
 /// The peer does what no peer may do: nothing that it says can be relied on.
@@ -99,9 +112,13 @@ fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
 
 impl Reply {
     /// Ends the peer's access to the request's memory, then goes on with [`Self::finish`].
-    fn fence(self, endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, mut set: Exposed<Endpoint>) {
+    fn fence(mut self, endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, mut set: Exposed<Endpoint>) {
         if let Some(proof) = self.msg.invalidated() {
-            if set.remote_invalidated(&proof).is_err() {
+            if proof.is_pad() && self.rqst.slot().lock().padded {
+                // The server may choose any key of the call (RFC 8797, 4.1). This one is not only
+                // the call's.
+                self.pad_is_gone = true;
+            } else if set.remote_invalidated(&proof).is_err() {
                 self.rqst.slot().put(Memory::Out(set));
                 violation(endpoint);
                 return;
@@ -139,7 +156,17 @@ impl Reply {
 
     /// Completes the RPC (rows W43, W44, C100 to C103). The request's memory is at home.
     fn finish(self, endpoint: &Endpoint) {
-        let Self { mut rqst, msg } = self;
+        let again = self.pad_is_gone;
+        self.complete(endpoint);
+        if again {
+            // Another connection has another one. Not earlier: each connection has to complete at
+            // least one RPC, or there would be no end to it.
+            endpoint.xprt.force_disconnect();
+        }
+    }
+
+    fn complete(self, endpoint: &Endpoint) {
+        let Self { mut rqst, msg, .. } = self;
         let len = place(endpoint, &mut rqst, &msg);
         if len.is_none() {
             endpoint.stats.bad_reply.inc();

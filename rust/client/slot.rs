@@ -42,6 +42,8 @@ pub(super) struct State {
     pub(super) memory: Memory,
     /// The transport header of the call, when it had chunks; else empty.
     header: KVec<u8>,
+    /// The chunks of the call name the connection's memory for padding.
+    pub(super) padded: bool,
 }
 
 /// A request, as the transport sees it.
@@ -122,6 +124,7 @@ impl SlotState for Slot {
             state <- new_spinlock!(State {
                 memory: Memory::Home(lease),
                 header: header?,
+                padded: false,
             }),
         }? Error)
     }

@@ -67,6 +67,7 @@ use kernel::{
         new_spinlock,
         Arc,
         Mutex,
+        SetOnce,
         SpinLock, //
     },
     time::{
@@ -308,6 +309,8 @@ pub(super) struct Inner<P: Protocol> {
     qp: Atomic<*mut bindings::ib_qp>,
     /// Sends before this sequence number are complete.
     tx_tail: Atomic<u32>,
+    /// The key of [`Pad`], once there is one.
+    pad_key: SetOnce<u32>,
     limits: Limits,
     events: Arc<cm::Events>,
     #[pin]
@@ -344,6 +347,7 @@ impl<P: Protocol> Inner<P> {
                 phase: Atomic::new(phase::CONNECTING),
                 qp: Atomic::new(core::ptr::null_mut()),
                 tx_tail: Atomic::new(0),
+                pad_key: SetOnce::new(),
                 limits,
                 events,
                 rx <- new_spinlock!(rx::Pool::new()),
@@ -369,6 +373,11 @@ impl<P: Protocol> Inner<P> {
     /// Sends before this sequence number are complete.
     pub(super) fn tx_tail(&self) -> &Atomic<u32> {
         &self.tx_tail
+    }
+
+    /// The key of the memory for padding.
+    pub(super) fn pad_key(&self) -> Option<u32> {
+        self.pad_key.as_ref().copied()
     }
 
     /// The receive buffers.
@@ -743,6 +752,7 @@ impl<P: Protocol> Conn<P> {
             0,
             self.inner.limits.sg_gaps,
         )?;
+        self.inner.pad_key.populate(handle.rkey);
         // SAFETY: A registration of a mapped region, which stays until the queue pair is gone.
         unsafe { self.inner.post_send(&raw const mr.reg.wr) }?;
         Ok(Pad {

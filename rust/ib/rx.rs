@@ -127,8 +127,10 @@ impl<P: Protocol> RxMsg<P> {
 
     /// The region that the peer invalidated with this message.
     pub(crate) fn invalidated(&self) -> Option<RemoteInvalidated<P>> {
+        let rkey = self.0.invalidated?;
         Some(RemoteInvalidated {
-            rkey: self.0.invalidated?,
+            rkey,
+            pad: self.0.inner.pad_key() == Some(rkey),
             inner: Arc::as_ptr(&self.0.inner),
         })
     }
@@ -146,6 +148,7 @@ impl<P: Protocol> Drop for RxMsg<P> {
 /// Proof that the device invalidated a region at the peer's request.
 pub(crate) struct RemoteInvalidated<P: Protocol> {
     rkey: u32,
+    pad: bool,
     /// Only compared.
     inner: *const Inner<P>,
 }
@@ -154,6 +157,12 @@ impl<P: Protocol> RemoteInvalidated<P> {
     /// The key of the region.
     pub(super) fn rkey(&self) -> u32 {
         self.rkey
+    }
+
+    /// Whether it is the region that [`Conn::pad`](super::Conn::pad) names: the connection can do
+    /// without it no longer than until the next message names it.
+    pub(crate) fn is_pad(&self) -> bool {
+        self.pad
     }
 
     /// Whether the proof is of this connection.

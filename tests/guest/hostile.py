@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A server that does what no server may do: the client must neither suffer nor hang.
+
+The proxy passes RPCs on to nfsd, so what is read and written is real; see proxy.py. Most checks
+spoil one reply. What the client makes of it is one of these:
+  right       the RPC succeeds, at once, or again on another connection
+  EIO         the RPC fails, the connection stays (row W43)
+"""
+
+import concurrent.futures
+import errno
+
+from lib import *
+from proxy import *
+
+OWN = SERVER if NODES == 1 else "10.0.0.2"
+HOSTILE = 20050
+AT = "/mnt/hostile"
+FOLDER = "hostile"
+SIZE = 65536
+BIG = 0xffffffff
+COUNTED = ("bad_reply_count", "connect_count", "bad_xids", "local_inv_needed")
+pool = concurrent.futures.ThreadPoolExecutor(200)
+
+
+# --- the client's side --------------------------------------------------------------------------
+
+
+def hostile_options(vers="3", extra="", timeo=20):
+    text = f"vers={vers},proto=rdma,port={HOSTILE},timeo={timeo},retrans=2,noac"
+    if vers == "3":
+        text += f",nolock,mountproto=tcp,mountaddr={SERVER}"
+    return text + ("," + extra if extra else "")
+
+
+def through_proxy(vers="3", extra=""):
+    return mounted(vers, at=AT, opts=hostile_options(vers, extra), server=OWN)
+
+
+def content(size):
+    return random_bytes(SIZE + 1, size % 7)[:size]
+
+
+def fetch(size=SIZE):
+    """One READ of the file of this size, by direct I/O."""
+    fd = os.open(f"{AT}/{FOLDER}/{size}", os.O_RDONLY | os.O_DIRECT)
+    try:
+        room = memoryview(mmap.mmap(-1, size))
+        equal(os.preadv(fd, [room], 0), size, "bytes read")
+        expect(room == content(size), "what was read is not what was written")
+    finally:
+        os.close(fd)
+
+
+def stat_fs(_=None):
+    """One FSSTAT: a call without chunks."""
+    expect(os.statvfs(AT).f_blocks > 0, "no blocks")
+
+
+def store():
+    """One WRITE, by direct I/O."""
+    path = f"{AT}/{FOLDER}/new"
+    write_file(path, content(SIZE), direct=True)
+    equal(on_server(f"sha256sum <{EXPORT}/{FOLDER}/new").split()[0], sha(content(SIZE)), "sum")
+
+
+folders = iter(range(1000))
+
+
+def list_folder():
+    """READDIRPLUS, whose results may need a Reply chunk."""
+    path = f"{FOLDER}/d{next(folders)}"
+    on_server(f"cd {EXPORT} && mkdir {path} && cd {path} && touch a b c")
+    equal(sorted(os.listdir(f"{AT}/{path}")), ["a", "b", "c"], "names")
+
+
+ACTIONS = {READ: fetch, FSSTAT: stat_fs, WRITE: store, READDIRPLUS: list_folder}
+
+
+def spoiled(name, *spoilers, procedure=READ, action=None, fails=0, bad=0, connects=0, xids=0,
+            inv=None):
+    """A check: the next replies are spoiled, and then things are as they should be.
+
+    `bad`, `connects`, `xids` are how much the client counts; None if that is open.
+    """
+    action = action or ACTIONS[procedure]
+    with check(name):
+        before = xprt_stats(AT)
+        for spoiler in spoilers:
+            proxy.spoil(procedure, spoiler)
+        for _ in range(fails):
+            try:
+                action()
+            except OSError as error:
+                equal(error.errno, errno.EIO, "error")
+            else:
+                raise Failed("no error")
+        if not fails:
+            action()
+        after = xprt_stats(AT)
+        honest()
+        for field, wanted in zip(COUNTED, (bad, connects, xids, inv)):
+            if wanted is not None:
+                equal(after[field] - before[field], wanted, field)
+
+
+def honest():
+    equal(proxy.spoilers, [], "replies that were to be spoiled")
+    fetch()
+    stat_fs()
+    equal(proxy.errors, [], "errors of the server's thread")
+
+
+# --- the server's side --------------------------------------------------------------------------
+
+
+def changed(change):
+    """A spoiler: `change(reply, call)` changes the honest reply."""
+    def spoil(connection, call):
+        reply = connection.reply(call)
+        change(reply, call)
+        connection.send(reply.encode(), reply.invalidate)
+    return spoil
+
+
+def changes(**fields):
+    """A spoiler that sets fields of the reply, which may be functions of reply and call."""
+    def change(reply, call):
+        for name, value in fields.items():
+            setattr(reply, name, value(reply, call) if callable(value) else value)
+    return changed(change)
+
+
+def before(*messages, invalidate=None):
+    """A spoiler that sends other messages first: functions of the call, or bytes."""
+    def spoil(connection, call):
+        for message in messages:
+            connection.send(message(call) if callable(message) else message)
+        proxy.honest(connection, call)
+    return spoil
+
+
+def raw(message):
+    """A spoiler that sends another message instead: a function of the call."""
+    return lambda connection, call: connection.send(message(call))
+
+
+def header(xid, proc=MSG, version=1):
+    return words(xid, version, 64, proc)
+
+
+def cut(size):
+    def spoil(connection, call):
+        connection.send(connection.reply(call).encode()[:size])
+    return spoil
+
+
+def twice(connection, call):
+    message = connection.reply(call).encode()
+    connection.send(message)
+    connection.send(message)
+
+
+def drop(connection, call):
+    pass
+
+
+def hang_up(connection, call):
+    connection.disconnect()
+
+
+def backward(xid):
+    """A CB_NULL call."""
+    return header(xid) + words(0, 0, 0) + words(xid, 0, 2, 0x40000000, 1, 0, 0, 0, 0, 0)
+
+
+def segment(**fields):
+    """A function for `changes`: the returned Write chunk with its first segment changed."""
+    def change(reply, call):
+        names = ("key", "length", "at")
+        old = dict(zip(names, reply.writes[0][0]))
+        new = {name: fields[name](old[name]) if name in fields else old[name] for name in names}
+        return [[tuple(new.values())] + reply.writes[0][1:]]
+    return change
+
+
+# --- the checks ---------------------------------------------------------------------------------
+
+base = use_count()
+objects = {kind: len(rdma_objects(kind)) for kind in ("qp", "mr", "cq", "pd")}
+proxy = Proxy(OWN, HOSTILE, SERVER, f"{RDMA}0")
+on_server(f"rm -rf {EXPORT}/{FOLDER}; mkdir -m 777 {EXPORT}/{FOLDER}")
+
+
+def replies():
+    """Replies that make no sense."""
+    spoiled("an honest server", lambda *a: proxy.honest(*a), bad=0, inv=1)
+    spoiled("less than a fixed header", before(*(bytes(n) for n in range(16))), bad=16)
+    spoiled("other versions", before(*(lambda call, v=v: header(call.xid, version=v) + bytes(12)
+                                       for v in (0, 2, BIG))), bad=3)
+    spoiled("unknown XIDs", before(*(lambda call, d=d: header((call.xid + d) & BIG) + bytes(12)
+                                     for d in (1 << 16, 1 << 31))), xids=2)
+    for size in (16, 20, 24, 27, 28, 32, 36, 47):
+        spoiled(f"a header of {size} bytes", cut(size), fails=1, bad=1)
+    for proc in (NOMSG, MSGP, RDMA_DONE, 5, 99, BIG):
+        spoiled(f"procedure {proc}", changes(proc=proc), fails=1, bad=1)
+    for name, body in (("without a code", b""), ("version, without versions", words(1)),
+                       ("version 1 to 1", words(1, 1, 1)), ("version 2 to 1", words(1, 2, 1)),
+                       ("version 0 to 2^32-1", words(1, 0, BIG)), ("chunk", words(2)),
+                       ("unknown", words(7))):
+        spoiled(f"RDMA_ERROR: {name}", raw(lambda call: header(call.xid, ERROR) + body),
+                fails=1, bad=1)
+
+    spoiled("a Read list", changes(reads=[(0, 1, 2, 3)]), fails=1, bad=1)
+    spoiled("two Write chunks", changes(writes=lambda r, c: r.writes * 2), fails=1, bad=1)
+    spoiled("a segment too much", changes(writes=lambda r, c: [r.writes[0] * 2]), fails=1, bad=1)
+    spoiled("a chunk without segments", changes(writes=[[]]), fails=1, bad=1)
+    spoiled("1000 segments announced",
+            raw(lambda c: header(c.xid) + words(0, 1, 1000) + bytes(64)), fails=1, bad=1)
+    spoiled("2^32-1 segments announced",
+            raw(lambda c: header(c.xid) + words(0, 1, BIG) + bytes(64)), fails=1, bad=1)
+    spoiled("150 Write chunks", changes(writes=[[(1, 2, 3)]] * 150, body=b""), fails=1, bad=1)
+    spoiled("another handle", changes(writes=segment(key=lambda k: k ^ 1)), fails=1, bad=1)
+    spoiled("another offset", changes(writes=segment(at=lambda a: a + 1)), fails=1, bad=1)
+    for add in (1, 4, BIG - SIZE):
+        spoiled(f"{add} bytes more than the segment has",
+                changes(writes=segment(length=lambda n: n + add)), fails=1, bad=1)
+    spoiled("a hole in the payload",
+            changes(writes=lambda r, c: [[(r.writes[0][0][0], 1, r.writes[0][0][2]),
+                                          (r.writes[0][1][0], 1, r.writes[0][1][2])]]),
+            action=lambda: fetch(SIZE + 1), fails=1, bad=1)
+    spoiled("no Write list, and no data", changes(writes=[]), fails=1, bad=0)
+    spoiled("a Reply chunk that was not offered", changes(reply=lambda r, c: r.writes[0]),
+            fails=1, bad=1)
+    spoiled("an empty Reply chunk that was not offered",
+            changes(reply=lambda r, c: fill(r.writes[0], 0)), fails=1, bad=1)
+
+    for name, fields in (("a Write chunk", {"writes": [[(1, 4, 3)]]}),
+                         ("a Reply chunk", {"reply": [(1, 4, 3)]}),
+                         ("NOMSG", {"proc": NOMSG, "reply": [(1, 4, 3)]})):
+        spoiled(f"{name} in the reply to a call without chunks", changes(**fields),
+                procedure=FSSTAT, fails=1, bad=1)
+    spoiled("an empty Write chunk in the reply to a call without chunks",
+            changes(writes=[[(1, 0, 3)]]), procedure=FSSTAT)
+    spoiled("3000 bytes behind the results", changes(body=lambda r, c: r.body + bytes(3000)),
+            procedure=FSSTAT)
+    for size in (0, 4, 8, 12, 20, 23):
+        spoiled(f"an RPC header of {size} bytes", changes(body=lambda r, c: r.body[:size]),
+                procedure=FSSTAT, connects=1)
+    spoiled("more than the client can receive", raw(lambda call: bytes(8192)),
+            procedure=FSSTAT, connects=1)
+    spoiled("the same reply twice", twice, procedure=FSSTAT, xids=1)
+    spoiled("the same reply twice, with chunks", twice, xids=None)
+    spoiled("no reply", drop, connects=1)
+    spoiled("no reply to a call without chunks", drop, procedure=FSSTAT, connects=1)
+
+    for name, fields in (
+            ("a byte more than the segment has",
+             {"reply": lambda r, c: [(k, c.reply[0][1] + 1, a) for k, _, a in r.reply]}),
+            ("another handle", {"reply": lambda r, c: [(k ^ 1, n, a) for k, n, a in r.reply]}),
+            ("a segment too much", {"reply": lambda r, c: r.reply + r.reply}),
+            ("nothing in it", {"reply": lambda r, c: fill(r.reply, 0)}),
+            ("MSG as well", {"proc": MSG}),
+            ("left out", {"reply": None}),
+            ("and a Write chunk", {"writes": lambda r, c: [r.reply]})):
+        spoiled(f"Reply chunk: {name}", changes(**fields), procedure=READDIRPLUS, fails=1, bad=1)
+
+
+def keys():
+    """Remote keys: Send with Invalidate, and access that was not granted."""
+    spoiled("a call's key is invalidated", changes(invalidate=lambda r, c: c.keys[0]), inv=0)
+    spoiled("a Reply chunk's key is invalidated", changes(invalidate=lambda r, c: c.keys[0]),
+            procedure=READDIRPLUS)
+    spoiled("a failed call's key is invalidated",
+            changes(proc=99, invalidate=lambda r, c: c.keys[0]), fails=1, bad=1, inv=0)
+    odd = SIZE + 1
+    spoiled("the payload's key of an odd READ is invalidated",
+            changes(invalidate=lambda r, c: c.keys[0]), action=lambda: fetch(odd), inv=0)
+    spoiled("the pad's key is invalidated: the RPC succeeds, then there is a new connection",
+            changes(invalidate=lambda r, c: c.keys[-1]), action=lambda: fetch(odd), connects=None)
+    spoiled("the pad's key is invalidated, again and again",
+            *[changes(invalidate=lambda r, c: c.keys[-1])] * 5,
+            action=lambda: [fetch(odd) for _ in range(5)], connects=None)
+    spoiled("a key that never was", changes(invalidate=lambda r, c: c.keys[0] ^ 0x55555500),
+            connects=1, bad=0)
+
+    for name, procedure, spoil in (
+            ("by the reply to another READ", READ, lambda c, call, key:
+             c.send(c.reply(call).encode(), key)),
+            ("by the reply to a call without chunks", FSSTAT, lambda c, call, key:
+             c.send(c.reply(call).encode(), key)),
+            ("by 8 bytes", FSSTAT, lambda c, call, key: c.send(bytes(8), key)),
+            ("by another version", FSSTAT, lambda c, call, key:
+             c.send(header(call.xid, version=2) + bytes(12), key)),
+            ("by a reply to nothing", FSSTAT, lambda c, call, key:
+             c.send(header(call.xid ^ 0x10000) + bytes(12), key)),
+            ("by a callback", FSSTAT, lambda c, call, key:
+             c.send(backward(call.xid ^ 0x10000), key))):
+        with check(f"the key of a call is invalidated {name}"):
+            old = xprt_stats(AT)
+            held = []
+            proxy.spoil(READ, lambda connection, call: held.append(call))
+            other = pool.submit(fetch)
+            wait_for(lambda: held, 10, "a call to hold")
+            proxy.spoil(procedure, lambda c, call: spoil(c, call, held[0].keys[0]))
+            ACTIONS[procedure]()
+            other.result(30)
+            honest()
+            new = xprt_stats(AT)
+            expect(new["bad_reply_count"] > old["bad_reply_count"], "it is not counted")
+            equal(new["connect_count"] - old["connect_count"], 1, "connect_count")
+
+    def beyond(connection, call):
+        for key, length, at in call.writes[0]:
+            try:
+                connection.write(key, at + length - 4, b"beyond!!")
+            except Broken:
+                return
+        proxy.errors.append("an RDMA Write beyond the segment succeeded")
+
+    def wrong_way(connection, call):
+        try:
+            if call.writes:
+                connection.read(call.keys[0], call.writes[0][0][2], 8)
+            else:
+                connection.write(call.keys[0], call.reads[0][3], b"overwrit")
+        except Broken:
+            return
+        proxy.errors.append("access of the wrong kind succeeded")
+
+    spoiled("RDMA Write beyond the segment", beyond, connects=1)
+    spoiled("RDMA Read of a Write chunk", wrong_way, connects=1)
+    spoiled("RDMA Write to a Read chunk", wrong_way, procedure=WRITE, connects=1)
+
+    for way, procedure in (("Write", READ), ("Read", WRITE)):
+        for invalidate in (False, True):
+            with check(f"RDMA {way} after the reply, invalidated by "
+                       f"{'server' if invalidate else 'client'}"):
+                calls = []
+
+                def remember(connection, call):
+                    calls.append(call)
+                    reply = connection.reply(call)
+                    connection.send(reply.encode(), call.keys[0] if invalidate else None)
+                proxy.spoil(procedure, remember)
+                ACTIONS[procedure]()
+                call, = calls
+
+                def late():
+                    if way == "Write":
+                        key, _, at = call.writes[0][0]
+                        proxy.connection.write(key, at, b"too late")
+                    else:
+                        _, key, length, at = call.reads[0]
+                        proxy.connection.read(key, at, length)
+                    return "succeeded"
+                result = proxy.order(late)
+                expect(isinstance(result, Broken), f"the access {result}")
+                honest()
+
+
+def credits():
+    """Grants that make no sense, and calls beyond them."""
+    for grant, low, high in ((0, 1, 1), (1 << 31, 100, 128), (BIG, 100, 128)):
+        with check(f"a grant of {grant}"):
+            proxy.spoil(FSSTAT, changes(credits=grant))
+            stat_fs()
+            proxy.holding = True
+            proxy.seen.clear()
+            try:
+                calls = [pool.submit(stat_fs) for _ in range(150)]
+                time.sleep(3)
+                count = len(proxy.seen)
+            finally:
+                proxy.holding = False
+                proxy.release()
+            for call in calls:
+                call.result(60)
+            expect(low <= count <= high, f"{count} calls at once")
+            honest()
+
+    with check("replies to calls that wait to be sent"):
+        proxy.spoil(FSSTAT, changes(credits=0))
+        stat_fs()
+        proxy.holding = True
+        proxy.seen.clear()
+        try:
+            calls = [pool.submit(stat_fs) for _ in range(8)]
+            wait_for(lambda: proxy.seen, 10, "a call")
+            time.sleep(0.5)
+            first = proxy.seen[0]
+            sent = proxy.order(lambda: [proxy.connection.send(
+                header(first.xid + n) + bytes(12) + words(first.xid + n, 1, 0, 0, 0, 0, 10004))
+                for n in range(1, 8)])
+            expect(not isinstance(sent, Broken), "the connection is gone")
+        finally:
+            proxy.holding = False
+            proxy.release()
+        # Those are answers after all: errors of NFS are errors.
+        failed = sum(call.exception(60) is not None for call in calls)
+        say(f"{failed} of 8 believed it")
+        honest()
+
+
+def endings():
+    """Connections that end when they should not."""
+    spoiled("disconnected instead of a reply", hang_up, connects=1)
+    spoiled("disconnected instead of a reply without chunks", hang_up, procedure=FSSTAT, connects=1)
+    spoiled("disconnected instead of a reply to a WRITE", hang_up, procedure=WRITE, connects=1)
+
+    def middle(connection, call):
+        key, length, at = call.writes[0][0]
+        connection.write(key, at, b"\xee" * (length // 2))
+        connection.disconnect()
+    spoiled("disconnected between RDMA Writes", middle, connects=1)
+
+    def die(connection, call):
+        connection.qp.close()
+        connection.broken = -4
+    spoiled("the server's queue pair is gone without a word", die, connects=1)
+
+    def accept_and(action):
+        def requested(child, private):
+            connection = Connection(proxy, child, private)
+            proxy.accept(connection)
+            action(connection)
+            return True
+        return requested
+
+    with check("disconnected as soon as accepted"):
+        proxy.requests += [accept_and(Connection.disconnect)] * 2
+        proxy.spoil(READ, hang_up)
+        fetch()
+        honest()
+
+    sizes = (0, 1, 8, 56, 148) if LONG else (0, 8, 148)
+    with check(f"rejected with private data of {', '.join(map(str, sizes))} bytes", limit=180):
+        def reject(size):
+            def requested(child, private):
+                child.reject((private_data() * 20)[:size])
+                child.close()
+                return True
+            return requested
+        proxy.requests += [reject(size) for size in sizes]
+        proxy.spoil(READ, hang_up)
+        fetch()
+        equal(proxy.requests, [], "requests to reject")
+        honest()
+
+
+def negotiation():
+    """Private data that make no sense."""
+    for name, data, largest in (
+            ("none", b"", 1024), ("garbage", bytes(range(1, 57)), 1024),
+            ("7 bytes", private_data()[:7], 1024), ("version 0", private_data(version=0), 1024),
+            ("version 2", private_data(version=2), 1024), ("1 KiB", private_data(1, 1), 1024),
+            ("1 KiB, 256 KiB", private_data(1, 256), 4096),
+            ("256 KiB, 1 KiB", private_data(256, 1), 1024),
+            ("256 KiB", private_data(256, 256), 4096),
+            ("196 bytes", private_data() * 24 + bytes(4), 4096)):
+        with check(f"private data: {name}"):
+            proxy.private, proxy.receive = data, largest
+            try:
+                proxy.order(lambda: proxy.connection.disconnect())
+                time.sleep(0.2)
+                fetch()
+                for size in (700, 1500, 3500):
+                    write_file(f"{AT}/{FOLDER}/small", content(size))
+                    equal(read_file(f"{AT}/{FOLDER}/small", direct=True), content(size), "data")
+                    fetch(size)
+                list_folder()
+                honest()
+                equal(proxy.connection.broken, None, "end of the connection")
+                expect(proxy.connection.largest <= largest, f"{proxy.connection.largest} bytes")
+            finally:
+                proxy.private, proxy.receive = private_data(), 4096
+
+
+def callbacks():
+    """Calls of the server."""
+    spoiled("callbacks without a session", before(*(lambda call, n=n: backward(0xcb000000 + n)
+                                                   for n in range(300))), bad=300)
+
+
+def sessions():
+    """The same, with a session."""
+    with check("callbacks, garbage, and more of them than there are credits", limit=180), \
+            through_proxy("4.1"):
+        for count in (1, 16, 400):
+            def flood():
+                for n in range(count):
+                    proxy.connection.send(backward(0xcb000000 + n))
+            proxy.order(flood)
+            time.sleep(1)
+            fetch()
+        proxy.order(lambda: [proxy.connection.send(backward(0xcb000000)[:size])
+                             for size in range(36, 68, 4)])
+        fetch()
+        equal(proxy.errors, [], "errors of the server's thread")
+
+
+def silence():
+    """A server that does not answer any more."""
+    with check("a soft mount fails in time"), through_proxy(extra="soft"):
+        proxy.holding = True
+        try:
+            begun = time.monotonic()
+            try:
+                fetch()
+            except OSError as error:
+                expect(error.errno in (errno.EIO, errno.ETIMEDOUT), f"error {error}")
+            else:
+                raise Failed("no error")
+            expect(time.monotonic() - begun < 40, "it took more than 40 s")
+        finally:
+            proxy.holding = False
+    with check("umount -f ends what waits"):
+        mount("3", at=AT, opts=hostile_options(), server=OWN)
+        proxy.holding = True
+        try:
+            waiting = [pool.submit(fetch), pool.submit(fetch), pool.submit(stat_fs)]
+            time.sleep(1)
+            begun = time.monotonic()
+            run("umount", "-f", AT, timeout=60, ok=False)
+            run("umount", "-f", "-l", AT, timeout=60, ok=False)
+            for call in waiting:
+                expect(call.exception(60) is not None, "no error")
+            expect(time.monotonic() - begun < 40, "it took more than 40 s")
+        finally:
+            proxy.holding = False
+
+
+for name in (SIZE, SIZE + 1, 700, 1500, 3500):
+    with through_proxy():
+        write_file(f"{AT}/{FOLDER}/{name}", content(name))
+# Where a timeout would hide that the client does not notice something, there is none.
+for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (negotiation, 20), (callbacks, 20),
+                     (credits, 600)):
+    if sys.argv[1:] and group.__name__ not in sys.argv[1:]:
+        continue
+    with check(f"mounted: {group.__name__}"):
+        mount("3", at=AT, opts=hostile_options(timeo=timeo), server=OWN)
+    group()
+    with check(f"unmounted: {group.__name__}"):
+        umount(AT)
+        wait_for(lambda: use_count() == base, 30, f"use count {base}")
+for group in (sessions, silence):
+    if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
+        group()
+
+with check("nothing is left over"):
+    wait_for(lambda: use_count() == base, 60, f"use count {base}, it is {use_count()}")
+    proxy.end()
+    equal(proxy.errors, [], "errors of the server's thread")
+
+    def left():
+        return {kind: len(rdma_objects(kind)) for kind in objects}
+    wait_for(lambda: left() == objects, 30, f"{objects}, instead {left()}")
+on_server(f"rm -rf {EXPORT}/{FOLDER}")
+done()
