@@ -22,6 +22,7 @@ LONG = "LONG" in os.environ
 MODULE = os.environ["MODULE"]
 RDMA = os.environ["RDMA"]
 NETDEV = os.environ["NETDEV"]
+ON_SERVER = os.environ["ROLE"] == "server"
 PORT = 20049
 EXPORT = "/export/tmp"
 VERSIONS = ("3", "4.0", "4.1", "4.2")
@@ -130,6 +131,10 @@ def run(*argv, timeout=60, ok=True):
 
 def on_server(command, timeout=120):
     return run("on-server", command, timeout=timeout)
+
+
+def on_client(command, timeout=120):
+    return run("on-client", command, timeout=timeout)
 
 
 def read(path):

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Nothing is left over: what is in use with everything unmounted and nfsd stopped, before and after.
+
+    account.py begin    before the test files: note what is in use
+    account.py          after them: compare
+    account.py here     print what is in use on this machine, as JSON
+"""
+
+import glob
+import json
+import sys
+
+from lib import *
+
+NOTES = "/tmp/account.json"
+OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
+# Without a leak the pages stay within some 200 KiB, and the slabs grow by up to 800 KiB with what tools
+# and caches leave. A page or an object leaked for each of the thousands of RPCs of a suite is more, and
+# so is what one or two connections have.
+TOLERANCE = {"slab": 2 << 20, "pages": 1 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
+
+
+def memory():
+    """Bytes of the kernel's memory that is no cache. One look may meet pages that are on their way."""
+    looks = [memory_once() for _ in range(3)]
+    return {key: sorted(look[key] for look in looks)[1] for key in TOLERANCE}
+
+
+def memory_once():
+    """One look at slabs, and at pages of which it is not known who has them."""
+    write("/proc/sys/vm/drop_caches", "3")
+    # Counts that the processors keep for themselves.
+    read("/proc/sys/vm/stat_refresh")
+    for path in glob.glob("/sys/kernel/slab/*/shrink"):
+        write(path, "1")
+    kib = {name: int(value) for name, value in re.findall(r"(\w+(?:\(\w+\))?): +(\d+)",
+                                                           read("/proc/meminfo"))}
+    known = ("MemFree", "Active", "Inactive", "Unevictable", "Slab", "KernelStack", "PageTables",
+             "SecPageTables", "Percpu", "VmallocUsed")
+    pages = (kib["MemTotal"] - sum(kib.get(name, 0) for name in known)) << 10
+    # Free pages that a processor keeps for itself.
+    pages -= sum(map(int, re.findall(r"(?m)^ +count: +(\d+)", read("/proc/zoneinfo")))) * 4096
+    return {"slab": kib["SUnreclaim"] << 10, "vmalloc": kib["VmallocUsed"] << 10,
+            "percpu": kib["Percpu"] << 10, "pages": pages}
+
+
+def slabs():
+    lines = [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
+    return {words[0]: int(words[1]) * int(words[3]) for words in lines}
+
+
+def objects():
+    """How many RDMA objects there are on this machine."""
+    return {kind: len(json.loads(run("rdma", "-j", "resource", "show", kind))) for kind in OBJECTS}
+
+
+def here():
+    """What is in use on this machine."""
+    return {"module": use_count(), "memory": memory(), "slabs": slabs(), "objects": objects()}
+
+
+def everywhere():
+    """The same for all machines. (A client that does not run the tests may be gone at the end.)"""
+    script = "cd /run/payload/tests/guest && python3 account.py here"
+    found = {"server": json.loads(on_server(script))}
+    if NODES == 2 and not ON_SERVER:
+        found["client"] = json.loads(on_client(script))
+    return found
+
+
+def begin():
+    # Once around, so that what is made once is there.
+    for vers in VERSIONS:
+        with mounted(vers) as at:
+            write_file(f"{at}/account", random_bytes(4 << 20), direct=vers == "3")
+            read_file(f"{at}/account")
+            os.unlink(f"{at}/account")
+    on_server("nfsd-down")
+    try:
+        time.sleep(2)
+        write(NOTES, json.dumps(everywhere()))
+    finally:
+        on_server("nfsd-up")
+
+
+def compare(name, before, after):
+    with check(f"{name}: RDMA objects and the module's use count are where they were"):
+        equal(after["objects"], before["objects"], "RDMA objects")
+        equal(after["module"], before["module"], "use count")
+    with check(f"{name}: memory is where it was"):
+        grown = {key: after["memory"][key] - before["memory"][key] for key in TOLERANCE}
+        say("grown by " + ", ".join(f"{value >> 10} KiB of {key}" for key, value in grown.items()))
+        more = {slab: (size - before["slabs"].get(slab, 0)) >> 10
+                for slab, size in after["slabs"].items()}
+        say("slabs: " + ", ".join(f"{slab} {kib:+} KiB" for slab, kib in
+                                  sorted(more.items(), key=lambda item: -item[1])[:5]))
+        for key, value in grown.items():
+            expect(value <= TOLERANCE[key], f"{key}: {value >> 10} KiB more")
+
+
+def settled(before):
+    """What is in use, when the objects are back or a minute has gone."""
+    end = time.monotonic() + 60
+    while True:
+        after = everywhere()
+        if time.monotonic() > end or all(after[name]["objects"] == before[name]["objects"]
+                                         for name in before):
+            return after
+        time.sleep(2)
+
+
+def main():
+    if sys.argv[1:] == ["here"]:
+        print(json.dumps(here()))
+    elif sys.argv[1:] == ["begin"]:
+        begin()
+    else:
+        on_server("nfsd-down")
+        time.sleep(2)
+        before = json.loads(read(NOTES))
+        after = settled(before)
+        for machine in before:
+            compare(machine, before[machine], after[machine])
+        done()
+
+
+if __name__ == "__main__":
+    main()
