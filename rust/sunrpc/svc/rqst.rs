@@ -236,6 +236,17 @@ impl Parts {
         Some(unsafe { Region::new(page, offset as u32, take as u32) })
     }
 
+    /// Whether a vector is in some of these pages, as far as its ends tell.
+    fn is_in(kvec: &bindings::kvec, pages: &PageVec) -> bool {
+        let Some(last) = kvec.iov_len.checked_sub(1) else {
+            return true;
+        };
+        [0, last].iter().all(|at| {
+            let page = Self::kvec(kvec, *at).map(|(page, ..)| page);
+            page.is_some() && (0..pages.len()).any(|index| pages.page(index) == page)
+        })
+    }
+
     /// The page with byte `at`, the offset there, and how much remains of the vector.
     fn kvec(kvec: &bindings::kvec, at: usize) -> Option<(NonNull<bindings::page>, usize, usize)> {
         let left = kvec.iov_len.checked_sub(at)?;
@@ -395,7 +406,13 @@ impl<'a, C> ReplyRqst<'a, C> {
                 *respages.add(index) = core::ptr::null_mut();
             }
         }
-        // INVARIANT: The pages hold head and tail too: services encode replies in nothing else.
+        for kvec in [&self.parts.head, &self.parts.tail] {
+            // Services encode replies in nothing but pages of the request.
+            if !Parts::is_in(kvec, &pages) {
+                return Err(EIO);
+            }
+        }
+        // INVARIANT: The pages hold all of the list, as was checked above, and head and tail.
         Ok(DetachedReply {
             pages,
             first,
