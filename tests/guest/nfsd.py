@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The server changes while clients are at work: threads, stop and start, listeners, the device."""
+
+import contextlib
+import time
+
+from lib import *
+from load import Load
+
+
+@contextlib.contextmanager
+def busy(*versions, extra=""):
+    """Mounts of these versions with a load on each: a list of the loads."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(server_folder("busy"))
+        loads = []
+        for n, vers in enumerate(versions):
+            at = stack.enter_context(mounted(vers, extra, at=f"/mnt/v{vers}"))
+            loads.append(stack.enter_context(Load(f"{at}/busy", f"v{vers}", direct=n % 2 == 0)))
+        all_go_on(loads, 60)
+        yield loads
+
+
+def all_go_on(loads, seconds):
+    for load in loads:
+        load.goes_on(seconds)
+
+
+def threads(count):
+    on_server(f"echo {count} >/proc/fs/nfsd/threads")
+    equal(int(on_server("cat /proc/fs/nfsd/threads")), count, "threads")
+
+
+for count in (1, 64):
+    with check(f"{count} nfsd threads, all versions", 300):
+        try:
+            # The number changes while they work, and is there from the beginning.
+            with busy("3", "4.2") as loads:
+                threads(count)
+                all_go_on(loads, 60)
+            with busy(*VERSIONS) as loads:
+                all_go_on(loads, 60)
+        finally:
+            threads(8)
+
+with check("nfsd stops and starts, clients of all versions recover", 300), busy(*VERSIONS) as loads:
+    for pause in (0, 5):
+        on_server("nfsd-down")
+        time.sleep(pause)
+        on_server("nfsd-up")
+        all_go_on(loads, 120)
+
+with check("the RDMA listener is away for a while", 300), busy(*VERSIONS) as loads:
+    on_server("nfsd-down; nfsd-up tcp-only")
+    expect("rdma" not in on_server("cat /proc/fs/nfsd/portlist"), "the server listens on RDMA")
+    time.sleep(5)
+    on_server(f"echo rdma {PORT} >/proc/fs/nfsd/portlist")
+    all_go_on(loads, 120)
+
+with check("listeners bound to one address each", 300):
+    bound = f"+rdma:{SERVER}:{PORT} +rdma:[{SERVER6}]:{PORT}"
+    on_server(f"nfsd-down; nfsdctl listener +tcp:0.0.0.0:2049 {bound} && nfsdctl threads 8")
+    try:
+        say(on_server("cat /proc/fs/nfsd/portlist"))
+        with busy("3", "4.2") as loads:
+            all_go_on(loads, 60)
+        with mounted("4.2", opts=options("4.2").replace("rdma", "rdma6"), server=SERVER6) as at:
+            os.listdir(at)
+    finally:
+        on_server("nfsd-down; nfsd-up")
+
+with check("the server's RDMA device is removed and comes back", 300):
+    if NODES == 1:
+        raise Skip("in one guest it is the client's as well")
+    with busy("3", "4.2") as loads:
+        on_server(f"rdma link delete {RDMA}0")
+        time.sleep(3)
+        on_server(f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV")
+        all_go_on(loads, 120)
+done()
