@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Delegations: granted, and recalled by the opens of another client, while the connection is busy.
+
+The other client is the server guest itself, which mounts its own export by RDMA.
+"""
+
+import contextlib
+import os
+import time
+
+from lib import *
+from load import Load
+
+FILES = 24
+US, OTHER = "10.0.0.2", "10.0.0.1"
+# As the other client: open and read, or write, every file of a directory; how long did one take?
+PEER = """
+import os, sys, time
+folder, flags, text = sys.argv[1], int(sys.argv[2]), sys.argv[3].encode()
+slow = 0
+for name in sorted(os.listdir(folder)):
+    begun = time.monotonic()
+    fd = os.open(folder + "/" + name, flags)
+    if flags == os.O_RDONLY:
+        got = os.read(fd, 100)
+        assert got == text, (name, got)
+    else:
+        os.write(fd, text)
+    os.close(fd)
+    slow = max(slow, time.monotonic() - begun)
+print(slow)
+"""
+
+
+def delegations(address, folder):
+    """How many delegations in this folder the server says that the client with this address has."""
+    # It shows the last two parts of a name.
+    name = os.path.basename(folder)
+    return int(on_server(f"""
+        n=0
+        for c in /proc/fs/nfsd/clients/*; do
+            grep -q 'address: "{address}:' $c/info &&
+                n=$((n + $(grep -c 'type: deleg.*["/]{name}/f' $c/states)))
+        done
+        echo $n"""))
+
+
+def granted(address, folder, count=FILES):
+    got = delegations(address, folder)
+    say(f"{got} of {count} delegated")
+    expect(got > count // 2, "few delegations were granted")
+
+
+def came_back(address, folder):
+    wait_for(lambda: delegations(address, folder) == 0, 10, "all delegations came back")
+
+
+def soon(seconds):
+    say(f"the slowest open took {seconds:.2f} s")
+    # The lease is 30 s: an open that waits for its end was not helped by a recall.
+    expect(seconds < 15, "opens wait too long for delegations to come back")
+
+
+def peer(folder, flags, text):
+    soon(float(on_server(f"python3 -c '{PEER}' /mnt/other/{folder} {int(flags)} {text}")))
+
+
+@contextlib.contextmanager
+def files(folder, count=FILES):
+    """Files that nobody had open before: the server is slow to delegate those again."""
+    path = f"{EXPORT}/{folder}"
+    on_server(f"mkdir -m 777 {path}; cd {path}; for n in $(seq {count}); do "
+              "printf first >f$n; chmod 666 f$n; done")
+    try:
+        yield path
+    finally:
+        on_server(f"rm -r {path}")
+
+
+@contextlib.contextmanager
+def held(folder, flags):
+    """All files of a directory, open."""
+    fds = [os.open(f"{folder}/{name}", flags) for name in sorted(os.listdir(folder))]
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def tests(vers, at, load):
+    with check(f"v{vers}: read delegations, recalled by another client that writes"), \
+            files("d/r"), held(f"{at}/d/r", os.O_RDONLY) as fds:
+        for fd in fds:
+            equal(os.read(fd, 100), b"first", "content")
+        granted(US, "d/r")
+        peer("d/r", os.O_WRONLY, "second")
+        came_back(US, "d/r")
+        for name in os.listdir(f"{at}/d/r"):
+            equal(read(f"{at}/d/r/{name}"), "second", "content afterwards")
+        load.goes_on(60)
+    with check(f"v{vers}: write delegations, recalled by another client that reads"), \
+            files("d/w"), held(f"{at}/d/w", os.O_RDWR) as fds:
+        granted(US, "d/w")
+        for fd in fds:
+            os.pwrite(fd, b"cache", 0)
+        peer("d/w", os.O_RDONLY, "cache")
+        came_back(US, "d/w")
+        load.goes_on(60)
+    with check(f"v{vers}: delegations of another client, recalled when we write"), \
+            files("d/o", 4):
+        holder = on_server("cd /mnt/other/d/o; nohup sh -c 'exec 3<f1 4<f2 5<f3 6<f4; sleep 300' "
+                           ">/dev/null 2>&1 & sleep 2; echo $!").strip()
+        try:
+            granted(OTHER, "d/o", 4)
+            slow = 0
+            for name in ("f1", "f2", "f3", "f4"):
+                begun = time.monotonic()
+                write(f"{at}/d/o/{name}", "second")
+                slow = max(slow, time.monotonic() - begun)
+            soon(slow)
+            came_back(OTHER, "d/o")
+        finally:
+            on_server(f"pkill -P {holder}; kill {holder}")
+        load.goes_on(60)
+
+
+if NODES == 1:
+    with check("delegations"):
+        raise Skip("there is no second client in one guest")
+else:
+    for vers in ("4.1", "4.2"):
+        with server_folder("d"), mounted(vers) as at, Load(f"{at}/d") as load:
+            load.goes_on(60)
+            on_server(f"mkdir -p /mnt/other; mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/other")
+            try:
+                tests(vers, at, load)
+            finally:
+                on_server("umount -f -l /mnt/other")
+done()
