@@ -150,15 +150,16 @@ def answer(peer, xid, reads=b"", header=None):
     header = lists() if header is None else header
     got_xid, version, credits, proc = struct.unpack_from(">4I", data)
     equal((got_xid, version, proc), (xid, 1, MSG), "xid, version and procedure of the reply")
-    expect(credits > 0, "no credits granted")
+    equal(credits, CREDITS, "credits granted")
     equal(data[16:16 + len(header)], header, "chunk lists of the reply")
     return data[16 + len(header):]
 
 
 def error(peer, xid, code=ERR_CHUNK):
     data = peer.recv()
-    got_xid, _, _, proc, got = struct.unpack_from(">5I", data)
+    got_xid, _, credits, proc, got = struct.unpack_from(">5I", data)
     equal((got_xid, proc, got), (xid, ERROR, code), "xid, procedure and code of the error")
+    equal(credits, CREDITS, "credits granted with the error")
     return data
 
 
@@ -196,6 +197,7 @@ def resources():
     return on_server("rdma resource show; cat /proc/sys/sunrpc/svc_rdma/rdma_stat_recv").split("\n")[0]
 
 
+CREDITS = int(on_server("cat /proc/sys/sunrpc/svc_rdma/max_requests"))
 baseline = resources()
 say(baseline)
 
