@@ -30,6 +30,7 @@ use self::{
 };
 use crate::{
     ib::{
+        self,
         Conn,
         Params, //
     },
@@ -139,6 +140,10 @@ impl ClientTransport for Rdma {
             .store(inline.send.min(inline.recv), Relaxed);
         lock.0 = Some(conn);
         Ok(())
+    }
+
+    fn news() -> u32 {
+        ib::device_news()
     }
 
     fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {

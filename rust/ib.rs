@@ -58,7 +58,10 @@ pub(crate) use self::{
         Protocol,
         Quiesced, //
     },
-    device::Client,
+    device::{
+        device_news,
+        Client, //
+    },
     dma::MESSAGE_BYTES,
     expose::{
         Exposed,

@@ -123,6 +123,10 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
     /// (rows C105, C109).
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result;
 
+    /// A number that changes when an attempt to connect that failed before may succeed. Must not
+    /// sleep.
+    fn news() -> u32;
+
     /// Tears the connection down if there is one. After it has returned no handler of the
     /// connection runs. May sleep, in the context of memory reclaim too.
     fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>);

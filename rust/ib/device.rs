@@ -42,6 +42,14 @@ pub(crate) trait Link: Send + Sync + 'static {
     fn lost(&self, why: Lost);
 }
 
+/// How many devices were added so far.
+static ADDED: Atomic<u32> = Atomic::new(0);
+
+/// A number that changes when a device is added: where there was no way to a peer, there may be one.
+pub(crate) fn device_news() -> u32 {
+    ADDED.load(Relaxed)
+}
+
 /// What a device can do, as far as a connection needs to know.
 #[derive(Clone, Copy)]
 pub(crate) struct Caps {
@@ -273,6 +281,7 @@ unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
             GFP_KERNEL,
         )?;
         DEVICES.lock().push(entry, GFP_KERNEL)?;
+        ADDED.add(1, Relaxed);
         Ok(())
     };
     new().map_or_else(Error::to_errno, |()| 0)

@@ -371,8 +371,19 @@ fn queue_connect<T: ClientTransport>(xprt: &Xprt<T>) {
     };
 }
 
+/// Whether something has happened since the last attempt, so that the next one need not be delayed.
+/// The back-off begins again, should it fail.
+fn is_news<T: ClientTransport>(xprt: &Xprt<T>) -> bool {
+    let is_news = xprt.own.news.load(Relaxed) != T::news();
+    if is_news {
+        xprt.reestablish_timeout().store(0, Relaxed);
+    }
+    is_news
+}
+
 fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Result {
     xprt.own.last_attempt.store(jiffies(), Relaxed);
+    xprt.own.news.store(T::news(), Relaxed);
     // Traffic can come before the caller sees the connection.
     xprt.own.life.store(life::SILENT, Relaxed);
     T::connect(xprt, lock).inspect_err(|_| T::disconnect(xprt, lock))
@@ -392,7 +403,7 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
     let raw = xprt.raw();
     let result = if xprt.is_abandoned() {
         Err(err::enotconn())
-    } else if xprt.own.delay.load(Relaxed) != 0 {
+    } else if xprt.own.delay.load(Relaxed) != 0 && !is_news(xprt) {
         queue_connect(xprt);
         return;
     } else {
@@ -417,6 +428,10 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
         }
         Err(error) => {
             settle(xprt);
+            // Tasks that this failure wakes ask for the transport to be closed, if it is still as
+            // they saw it. There is nothing to close; and one that is late would close the next
+            // connection, on which an attempt may be under way already.
+            xprt.connect_cookie().add(1, Relaxed);
             error
         }
     };

@@ -90,6 +90,8 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) distrust: AtomicFlag,
     /// When the last attempt started, in jiffies.
     pub(super) last_attempt: Atomic<usize>,
+    /// What [`ClientTransport::news`] was then.
+    pub(super) news: Atomic<u32>,
     /// How long the next one has to wait still, in jiffies. Whoever has the transport locked for
     /// connecting uses this.
     pub(super) delay: Atomic<usize>,
@@ -121,6 +123,7 @@ impl<T: ClientTransport> Own<T> {
             life: Atomic::new(life::DOWN),
             distrust: AtomicFlag::new(false),
             last_attempt: Atomic::new(0),
+            news: Atomic::new(0),
             delay: Atomic::new(0),
             grown: Atomic::new(0),
         })

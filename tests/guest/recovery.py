@@ -66,7 +66,10 @@ with open("/tmp/data", "wb") as f:
 
 
 def through(vers, direct, disturb, limit, breaks=True):
-    """Copy while disturb() happens, and compare on both sides; did it break the connection?"""
+    """Copy while disturb() happens, and compare on both sides; did it break the connection?
+
+    Returns how many connections were made.
+    """
     with server_folder("r") as folder, mounted(vers) as at:
         before = xprt_stats(at)["connect_count"]
         copier = Copy(f"{at}/r/f", direct)
@@ -82,6 +85,7 @@ def through(vers, direct, disturb, limit, breaks=True):
             f"connections made: {made}")
         expect(made or not breaks, "the connection was never lost")
         equal(server_sums(folder)["f"], sha(DATA), "sum on the server")
+        return made
 
 
 def restart():
@@ -110,6 +114,27 @@ for vers, direct in (("3", True), ("4.2", False)):
     for seconds in (2, 20):
         with check(f"{kind(vers, direct)}: link down for {seconds} s in the middle of a copy", 300):
             through(vers, direct, unplug(seconds), 240, breaks=seconds > 2)
+
+
+def without_device():
+    run("rdma", "link", "delete", f"{RDMA}0")
+    # Attempts to connect are 12 s and more apart by then.
+    time.sleep(25)
+    count = xprt_stats()["connect_count"]
+    run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+    begun = time.monotonic()
+    wait_for(lambda: xprt_stats()["connect_count"] > count, 60, "another connection")
+    took = time.monotonic() - begun
+    say(f"connected {took:.1f} s after the device was back")
+    expect(took < 6 or MODULE != "rpcrdma_rust", "nobody noticed that the device is back")
+
+
+with check("v4.2 O_DIRECT: no device for 25 s in the middle of a copy", 240):
+    if NODES == 1:
+        raise Skip("it is the server's device too")
+    made = through("4.2", True, without_device, 180)
+    # What failed meanwhile must not be held against the new connection.
+    expect(made == 1 or MODULE != "rpcrdma_rust", f"{made} connections were made")
 
 BUSY = """
 import mmap, os, sys
