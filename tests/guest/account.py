@@ -14,13 +14,13 @@ from lib import *
 
 NOTES = "/tmp/account.json"
 OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
-# Without a leak the pages stay within some 200 KiB, and the slabs grow by up to 800 KiB with what tools
-# and caches leave. A page or an object leaked for each of the thousands of RPCs of a suite is more, and
-# so is what one or two connections have.
-# Of one of the general caches (kmalloc-96, ...), whose noise was 2 KiB: a context of a call that was
-# leaked on purpose, 96 bytes, took 253 KiB after 2500 calls.
-KMALLOC = 128 << 10
-TOLERANCE = {"slab": 2 << 20, "pages": 1 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
+# What is a leak and what is noise: without a leak the pages were mostly within 200 KiB, but 2 and 3.7 MiB
+# were seen on busy clients of either module, and slabs grow by up to 800 KiB with what tools and caches
+# leave. A page or an object that leaks with each of the thousands of RPCs of a suite is more.
+TOLERANCE = {"slab": 2 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
+# Of one of the general caches (kmalloc-96, ...), whose noise was up to 97 KiB: the context of a call that
+# was leaked on purpose, 96 bytes, took 874 KiB after the names of a suite.
+KMALLOC = 300 << 10
 
 
 def memory():
