@@ -32,7 +32,7 @@
 //! | task | items |
 //! | --- | --- |
 //! | client sends a call | [`HeaderWriter`]; [`usable_send`] and [`usable_recv`] for what fits inline |
-//! | client gets a message | [`Fixed::decode`], [`is_backward_call`], [`decode_reply`], [`match_chunks`], [`Credits`] |
+//! | client gets a message | [`Fixed::decode`], [`is_backward_call`], [`decode_reply`], [`match_chunks`], [`clamp_grant`] |
 //! | server gets a message | [`is_backward_reply`], [`decode_call`], [`Call::invalidate_rkey`] |
 //! | server sends a reply | [`HeaderWriter`] with [`Chunk::filled`], [`encode_error`] |
 //! | connection set-up | [`PrivateData`], [`negotiate`], [`header_buffer`] |
@@ -88,7 +88,6 @@ pub use self::chunks::{
 };
 pub use self::credits::{
     clamp_grant,
-    Credits,
     BACKWARD_CLIENT_CREDITS,
     BACKWARD_SERVER_CREDITS, //
 };

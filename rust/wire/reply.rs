@@ -32,7 +32,7 @@ pub struct Limits {
 pub struct Reply<'a> {
     /// The RPC that it names.
     pub xid: u32,
-    /// The grant as the server wrote it; see [`Credits::update`](super::Credits::update).
+    /// The grant as the server wrote it; see [`clamp_grant`](super::clamp_grant).
     pub credits: u32,
     /// The rest.
     pub body: ReplyBody<'a>,
