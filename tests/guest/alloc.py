@@ -90,10 +90,16 @@ def judge(at, args):
 
     Its beginning and end are left out: the first RPC of a kind may make buffers grow, once.
     """
-    with fio(at, args), counting():
-        before = xprt_stats(at)["sends"]
-        time.sleep(6)
-        rpcs = xprt_stats(at)["sends"] - before
+    with contextlib.ExitStack() as stack:
+        with fio(at, args):
+            stack.enter_context(counting())
+            before = xprt_stats(at)["sends"]
+            time.sleep(6)
+            # Reading takes long, the more so while they grow.
+            for event in EVENTS:
+                with open(f"{TRACING}/events/{event}/trigger", "a") as f:
+                    f.write(HIST + ":pause")
+            rpcs = xprt_stats(at)["sends"] - before
         own, below, total = counts()
     say(f"{rpcs} RPCs, {total} allocations in the whole kernel")
     for key, count in sorted(below.items(), key=lambda i: -i[1])[:3]:
