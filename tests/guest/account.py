@@ -59,7 +59,9 @@ def objects():
 
 def here():
     """What is in use on this machine."""
-    return {"module": use_count(), "memory": memory(), "slabs": slabs(), "objects": objects()}
+    modules = sorted(line.split()[0] for line in read("/proc/modules").splitlines())
+    return {"module": use_count(), "memory": memory(), "slabs": slabs(), "objects": objects(),
+            "modules": modules}
 
 
 def everywhere():
@@ -78,7 +80,8 @@ def begin():
             write_file(f"{at}/account", random_bytes(4 << 20), direct=vers == "3")
             read_file(f"{at}/account")
             os.unlink(f"{at}/account")
-    on_server("nfsd-down")
+    # Tests may mount there too; what a module has stays.
+    on_server("modprobe -a nfsv3 nfsv4; nfsd-down")
     try:
         time.sleep(2)
         write(NOTES, json.dumps(everywhere()))
@@ -93,6 +96,8 @@ def compare(name, before, after):
     with check(f"{name}: memory is where it was"):
         grown = {key: after["memory"][key] - before["memory"][key] for key in TOLERANCE}
         say("grown by " + ", ".join(f"{value >> 10} KiB of {key}" for key, value in grown.items()))
+        say("modules loaded meanwhile: "
+            + (" ".join(set(after["modules"]) - set(before["modules"])) or "none"))
         more = {slab: (size - before["slabs"].get(slab, 0)) >> 10
                 for slab, size in after["slabs"].items()}
         say("slabs: " + ", ".join(f"{slab} {kib:+} KiB" for slab, kib in
