@@ -14,9 +14,12 @@ def busy(*versions, extra=""):
     with contextlib.ExitStack() as stack:
         stack.enter_context(server_folder("busy"))
         loads = []
-        for n, vers in enumerate(versions):
+        for vers in versions:
             at = stack.enter_context(mounted(vers, extra, at=f"/mnt/v{vers}"))
-            loads.append(stack.enter_context(Load(f"{at}/busy", f"v{vers}", direct=n % 2 == 0)))
+            # Not the page cache with v4.0: when delegations go back after a restart, nfsd tells such
+            # clients that the file is empty (over TCP too), and reads end there for a moment.
+            direct = vers in ("4.0", "4.1")
+            loads.append(stack.enter_context(Load(f"{at}/busy", f"v{vers}", direct)))
         all_go_on(loads, 60)
         yield loads
 
