@@ -129,6 +129,9 @@ pub(super) fn send(
             return Err(SendError::NotConnected);
         }
     };
+    if shape.args == Args::Long {
+        rqst.leave_head(&lease);
+    }
 
     let mut set = Exposing::new(lease);
     let (buf, regions) = tx.split();

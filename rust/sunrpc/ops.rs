@@ -6,6 +6,7 @@ use super::{
     addr,
     bc,
     rqst::{
+        touches_data,
         BcReply,
         SendRqst, //
     },
@@ -146,7 +147,9 @@ unsafe extern "C" fn buf_alloc<T: ClientTransport>(task: *mut bindings::rpc_task
     };
     // SAFETY: The task is the only user of its request here.
     let (call, reply) = unsafe { ((*rqst).rq_callsize, (*rqst).rq_rcvsize) };
-    let (result, grown, call, reply) = lease.ensure(call, reply);
+    // SAFETY: As above, and the request has its credential.
+    let secret = unsafe { touches_data(rqst) };
+    let (result, grown, call, reply) = lease.ensure(call, reply, secret);
     xprt.own.grown.fetch_add(grown, Relaxed);
     // The buffers stay where they are: the lease owns the memory, it does not contain it.
     slot.state.restore(lease);

@@ -30,6 +30,24 @@ use kernel::{
     },
 };
 
+/// Whether the security flavour of a request has to touch every byte of it.
+///
+/// # Safety
+///
+/// The request is in use, and its call is about to be encoded, or was.
+pub(super) unsafe fn touches_data(rqst: *const bindings::rpc_rqst) -> bool {
+    // SAFETY: By the contract of this function the request is in use. It holds a reference to its
+    // credential, and that to its flavour, from before its buffers are made until it is released.
+    unsafe {
+        let cred = (*rqst).rq_cred;
+        if cred.is_null() {
+            return true;
+        }
+        let auth = (*cred).cr_auth;
+        auth.is_null() || (*auth).au_flags & (1 << bindings::RPCAUTH_AUTH_DATATOUCH) != 0
+    }
+}
+
 /// A call that sunrpc wants to have sent.
 ///
 /// # Invariants
@@ -66,15 +84,27 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
     /// Row C41: whether payload may bypass the message: not if the security flavour has to touch
     /// every byte of it.
     pub(crate) fn ddp_allowed(&self) -> bool {
-        // SAFETY: By the type invariant; the request holds a reference to its credential, and that
-        // to its flavour, from the encoding of the call until the request is released.
+        // SAFETY: By the type invariant.
+        !unsafe { touches_data(self.raw()) }
+    }
+
+    /// To be called before the head of the call is exposed, with the lease of the slot.
+    ///
+    /// With privacy sunrpc encodes a call as plain text first, and encrypts it where it is. When it
+    /// does that again (see [`Self::call`]) while a peer may still read the head, that must come
+    /// about somewhere else: from here on in the other of two buffers.
+    pub(crate) fn leave_head(&mut self, lease: &PayloadLease) {
+        if !self.slot.is_mine(lease) {
+            return;
+        }
+        let rqst = self.raw();
+        // SAFETY: The request is pinned: sunrpc reads the field when it encodes the call the next
+        // time. Both buffers are the slot's and as large as the call may be.
         unsafe {
-            let cred = (*self.raw()).rq_cred;
-            if cred.is_null() {
-                return false;
+            let head = (*rqst).rq_snd_buf.head[0].iov_base;
+            if let Some(other) = lease.call_buffer_beside(head.cast()) {
+                (*rqst).rq_buffer = other.cast();
             }
-            let auth = (*cred).cr_auth;
-            !auth.is_null() && (*auth).au_flags & (1 << bindings::RPCAUTH_AUTH_DATATOUCH) == 0
         }
     }
 

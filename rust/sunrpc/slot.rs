@@ -52,6 +52,8 @@ static NEXT_ID: Atomic<u64> = Atomic::new(1);
 pub(crate) struct PayloadLease {
     id: u64,
     send: ManuallyDrop<KBuf>,
+    /// Takes turns with `send` where sunrpc encodes secrets: see [`Self::call_buffer_beside`].
+    spare: ManuallyDrop<Option<KBuf>>,
     recv: ManuallyDrop<KBuf>,
     /// sunrpc does not know the buffers, or not any more.
     private: bool,
@@ -64,40 +66,61 @@ impl PayloadLease {
         Ok(Self {
             id,
             send: ManuallyDrop::new(send),
+            spare: ManuallyDrop::new(None),
             recv: ManuallyDrop::new(recv),
             private: true,
         })
     }
 
-    /// Makes the buffers at least that large; they never shrink (row C32). Gives the number of
-    /// bytes newly allocated and the addresses of both. May sleep.
-    pub(super) fn ensure(&mut self, call: usize, reply: usize) -> (Result, u64, *mut u8, *mut u8) {
+    /// Makes the buffers at least that large; they never shrink (row C32). `secret` asks for a
+    /// second buffer for the call. Gives the number of bytes newly allocated and the addresses of
+    /// the buffers. May sleep.
+    pub(super) fn ensure(
+        &mut self,
+        call: usize,
+        reply: usize,
+        secret: bool,
+    ) -> (Result, u64, *mut u8, *mut u8) {
         self.private = false;
         let mut grown = 0;
-        let mut result = Ok(());
-        for (buffer, size) in [(&mut self.send, call), (&mut self.recv, reply)] {
-            if buffer.len() >= size {
-                continue;
-            }
-            match KBuf::new(size, RawGfp::rpc_task(), -1) {
-                Ok(larger) => {
-                    let old = core::mem::replace(buffer, ManuallyDrop::new(larger));
-                    drop(ManuallyDrop::into_inner(old));
-                }
-                Err(error) => {
-                    result = Err(error);
-                    break;
-                }
-            }
-            // CAST: Sizes fit into 64 bits.
-            grown += size as u64;
-        }
+        let result = self.grow(call, reply, secret, &mut grown);
         (
             result,
             grown,
             self.send.as_mut_ptr(),
             self.recv.as_mut_ptr(),
         )
+    }
+
+    fn grow(&mut self, call: usize, reply: usize, secret: bool, grown: &mut u64) -> Result {
+        let mut larger = |size: usize| {
+            let buffer = KBuf::new(size, RawGfp::rpc_task(), -1)?;
+            // CAST: Sizes fit into 64 bits.
+            *grown += size as u64;
+            Ok::<_, Error>(buffer)
+        };
+        if self.send.len() < call {
+            *self.send = larger(call)?;
+        }
+        if self.recv.len() < reply {
+            *self.recv = larger(reply)?;
+        }
+        if secret && self.spare.as_ref().map_or(0, KBuf::len) < call {
+            *self.spare = Some(larger(call.max(INITIAL_BUFFER))?);
+        }
+        Ok(())
+    }
+
+    /// The call buffer that is not at `head`, if there are two of them.
+    ///
+    /// A peer that reads the call at `head` must not see another encoding of it come about.
+    pub(super) fn call_buffer_beside(&self, head: *mut u8) -> Option<*mut u8> {
+        let spare = self.spare.as_ref()?.as_mut_ptr();
+        Some(if head == spare {
+            self.send.as_mut_ptr()
+        } else {
+            spare
+        })
     }
 }
 
@@ -110,6 +133,7 @@ impl Drop for PayloadLease {
         // SAFETY: The fields are not used again.
         unsafe {
             ManuallyDrop::drop(&mut self.send);
+            ManuallyDrop::drop(&mut self.spare);
             ManuallyDrop::drop(&mut self.recv);
         }
     }

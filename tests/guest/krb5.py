@@ -188,7 +188,8 @@ def on_the_wire(flavour):
     return name in seen, word in seen
 
 
-PROBES = """p:krb5/encode auth_rpcgss:gss_wrap_req_priv
+# The third argument is the task, the fourth the stream, which leads to the head of the call.
+PROBES = """p:krb5/encode auth_rpcgss:gss_wrap_req_priv task=%dx:x64 head=+0(+8(%cx)):x64
 r:krb5/encoded auth_rpcgss:gss_wrap_req_priv
 p:krb5/give_up auth_rpcgss:priv_release_snd_buf
 r:krb5/gave_up auth_rpcgss:priv_release_snd_buf
@@ -218,8 +219,9 @@ def traced(lines):
 
 
 def given_up(lines):
-    """[pages that became free] for each call encoded anew while its connection was there."""
-    frees, encoding, giving, late = [], set(), {}, False
+    """For each call encoded anew while its connection was there: pages that became free, and
+    whether its head is again where it was."""
+    frees, encoding, giving, heads, late = [], {}, {}, {}, False
     for line in lines:
         match = re.match(r" *.*-(\d+) +\[\d+\] \S+ +[\d.]+: (\w+):", line)
         if not match:
@@ -230,15 +232,17 @@ def given_up(lines):
         elif event == "no_queue_pair":
             late = False
         elif event == "encode":
-            encoding.add(pid)
+            task, head = re.search(r"task=(\w+) head=(\w+)", line).groups()
+            encoding[pid] = heads.get(task) == head
+            heads[task] = head
         elif event == "encoded":
-            encoding.discard(pid)
+            encoding.pop(pid, None)
         elif event == "give_up" and late and pid in encoding:
             giving[pid] = 0
         elif event == "mm_page_free" and pid in giving:
             giving[pid] += 1
         elif event == "gave_up" and pid in giving:
-            frees.append(giving.pop(pid))
+            frees.append((giving.pop(pid), encoding.get(pid)))
     return frees
 
 
@@ -273,10 +277,13 @@ def kept_pages():
             equal(job.wait(120), 0, "status of the writer")
         equal(server_sums(folder)["f"], sha(data), "sum on the server")
     early = given_up(lines)
-    say(f"calls encoded anew on a connection: {len(early)}; pages freed by that: {early}")
+    frees, again = [pages for pages, _ in early], [place for _, place in early]
+    say(f"calls encoded anew on a connection: {len(early)}; pages freed by that: {frees}; "
+        f"with the head where it was: {sum(again)}")
     expect(early, "no call was encoded anew in time")
     # An array of pointers goes too, and with it now and then a page of the allocator.
-    expect(sum(early) <= len(early), "pages became free that the peer could still read")
+    expect(sum(frees) <= len(frees), "pages became free that the peer could still read")
+    expect(not any(again), "plain text came about where the peer could still read")
 
 
 with check("a realm, keys, and the daemons of RPCSEC_GSS"):
@@ -331,7 +338,7 @@ for vers, flavour, seconds, extra in CUTS if LONG else CUTS[:1]:
                "in the middle of copies", 300):
         interrupted(vers, flavour, seconds, extra, breaks=seconds > 2)
 
-with check("krb5p: encrypted pages stay until the server cannot read them", 240):
+with check("krb5p: encrypted calls stay until the server cannot read them", 240):
     if MODULE != "rpcrdma_rust":
         raise Skip("the C transport does not promise that")
     if NODES == 1:
