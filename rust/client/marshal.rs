@@ -240,6 +240,8 @@ impl Message<'_, '_> {
                 let pad = self.pad.ok_or(SendError::Io)?;
                 chunk.segment(segment(&pad))?;
                 count = count.saturating_add(1);
+                // CAST: A few bytes.
+                self.stats.rdma_request.add(pad.len as usize);
             }
             self.stats.write_chunk.add(count);
             self.stats.rdma_request.add(reply.page_len());

@@ -62,6 +62,22 @@ with server_folder("stats") as folder:
         equal(after["read_chunk_count"], before["read_chunk_count"], "read_chunk_count")
         expect(after["pullup_copy_count"] >= before["pullup_copy_count"] + 1000, "pullup_copy_count")
 
+    with check("mountstats: what is asked for counts with the place for padding"), \
+            mounted("3") as at:
+        with open(f"{at}/stats/f", "wb") as f:
+            f.write(data)
+        fd = os.open(f"{at}/stats/f", os.O_RDONLY | os.O_DIRECT)
+        room = buffer(bytes(1 << 16))
+        try:
+            for size, pad in ((65536, 0), (65533, 4), (50002, 4), (50000, 0)):
+                before = xprt_stats(at)
+                equal(os.preadv(fd, [room[:size]], 0), size, "bytes read")
+                after = xprt_stats(at)
+                equal(after["total_rdma_request"] - before["total_rdma_request"], size + pad,
+                      f"room for {size} bytes")
+        finally:
+            os.close(fd)
+
 with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
     line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
     expect("proto=rdma" in line and f"port={PORT}" in line, line)
