@@ -63,6 +63,12 @@ with check("mount right after a load, unload right after an unmount"):
 with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
+with check("the kernel log tells of both transports, when they come and when they go"):
+    text = run("dmesg")
+    for word in ("Registered", "Unregistered"):
+        for kind in ("rdma", "rdma backchannel"):
+            line = f"RPC: {word} {kind} transport module."
+            expect(line in text, f"no line: {line}")
 with check("the kernel has not complained"):
     # rxe says so when it gives up on a peer whose cable was pulled.
     known = re.compile(r"rxe0: qp#\d+ make_send_cqe: non-flush error status = 12$")
