@@ -41,7 +41,10 @@ pub(crate) use self::{
         PinnedRqst,
         SendRqst, //
     },
-    slot::PayloadLease,
+    slot::{
+        MsgPart,
+        PayloadLease, //
+    },
     stats::ClientStats,
     svc::{
         register_bc,
@@ -55,7 +58,10 @@ pub(crate) use self::{
         SvcRegistration, //
     },
     xclass::Registration as ClassRegistration,
-    xdr::XdrView,
+    xdr::{
+        Parts,
+        XdrView, //
+    },
     xprt::{
         SendLock,
         Xprt,

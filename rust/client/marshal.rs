@@ -21,6 +21,8 @@ use crate::{
     },
     sunrpc::{
         BcReply,
+        MsgPart,
+        Parts,
         SendError,
         SendRqst,
         XdrView, //
@@ -216,13 +218,15 @@ impl Message<'_, '_> {
             Args::ReadChunk => {
                 // CAST: The head is shorter than the inline threshold.
                 let position = call.head_len() as u32;
-                let count = self.expose(&call, (false, true, false), Access::Read, |segment| {
+                let part = self.rqst.call_part(Parts::PAGES);
+                let count = self.expose(&part, Access::Read, |segment| {
                     reads.read_segment(position, segment)
                 })?;
                 self.stats.read_chunk.add(count);
             }
             Args::Long => {
-                let count = self.expose(&call, (true, true, true), Access::Read, |segment| {
+                let part = self.rqst.call_part(Parts::ALL);
+                let count = self.expose(&part, Access::Read, |segment| {
                     reads.read_segment(0, segment)
                 })?;
                 self.stats.read_chunk.add(count);
@@ -232,10 +236,8 @@ impl Message<'_, '_> {
         let mut writes = reads.end_reads()?;
         if self.shape.results == Results::WriteChunk {
             let mut chunk = writes.begin_chunk()?;
-            let mut count =
-                self.expose(&reply, (false, true, false), Access::Write, |segment| {
-                    chunk.segment(segment)
-                })?;
+            let part = self.rqst.reply_part(Parts::PAGES);
+            let mut count = self.expose(&part, Access::Write, |segment| chunk.segment(segment))?;
             if self.shape.pad {
                 let pad = self.pad.ok_or(SendError::Io)?;
                 chunk.segment(segment(&pad))?;
@@ -251,9 +253,8 @@ impl Message<'_, '_> {
         let last = writes.end_writes()?;
         if self.shape.results == Results::ReplyChunk {
             let mut chunk = last.begin_chunk()?;
-            let count = self.expose(&reply, (true, true, true), Access::Write, |segment| {
-                chunk.segment(segment)
-            })?;
+            let part = self.rqst.reply_part(Parts::ALL);
+            let count = self.expose(&part, Access::Write, |segment| chunk.segment(segment))?;
             self.stats.reply_chunk.add(count);
             self.stats
                 .rdma_request
@@ -264,33 +265,29 @@ impl Message<'_, '_> {
         }
     }
 
-    /// Exposes parts (head, pages, tail) of a message; `name` is called with each segment. Returns
-    /// how many there are.
+    /// Exposes parts of a message; `name` is called with each segment. Returns how many there are.
     fn expose(
         &mut self,
-        view: &XdrView<'_>,
-        (head, pages, tail): (bool, bool, bool),
+        part: &MsgPart<'_>,
         access: Access,
         mut name: impl FnMut(Segment) -> Result<(), WireError>,
     ) -> Result<usize, SendError> {
-        let regions = view.regions(head, pages, tail);
-        let mut left = regions.remaining();
-        let mut regions = regions.map(|(_, region)| region).peekable();
+        let (most, pool) = (self.shape.segments, &self.regions);
+        let mut left = part.len();
         let mut count = 0usize;
-        while regions.peek().is_some() {
-            if count >= self.shape.segments {
+        let take = || {
+            if count >= most {
                 return Err(SendError::MsgSize);
             }
-            let mr = self.regions.take().ok_or(SendError::Again)?;
-            let handle = self
-                .set
-                .expose(mr, &mut regions, access, self.rqst.xid())
-                .map_err(|_| SendError::Io)?;
-            name(segment(&handle))?;
-            // CAST: `usize` is at least 32 bits.
-            left = left.saturating_sub(handle.len as usize);
             count = count.saturating_add(1);
-        }
+            pool.take().ok_or(SendError::Again)
+        };
+        self.set
+            .expose(part, access, self.rqst.xid(), take, |handle| {
+                // CAST: `usize` is at least 32 bits.
+                left = left.saturating_sub(handle.len as usize);
+                Ok(name(segment(handle))?)
+            })?;
         // A page is missing.
         if left != 0 {
             return Err(SendError::Io);
@@ -303,6 +300,13 @@ impl From<WireError> for SendError {
     /// Writing a header fails only when it does not fit (row C50).
     fn from(_: WireError) -> Self {
         Self::MsgSize
+    }
+}
+
+impl From<Error> for SendError {
+    /// Memory cannot be exposed (row C58).
+    fn from(_: Error) -> Self {
+        Self::Io
     }
 }
 

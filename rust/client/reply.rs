@@ -118,7 +118,7 @@ impl Reply {
                 // The server may choose any key of the call (RFC 8797, 4.1). This one is not only
                 // the call's.
                 self.pad_is_gone = true;
-            } else if set.remote_invalidated(&proof).is_err() {
+            } else if set.remote_invalidated(proof).is_err() {
                 self.rqst.slot().put(Memory::Out(set));
                 violation(endpoint);
                 return;

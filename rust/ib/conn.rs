@@ -44,7 +44,10 @@ use crate::{
             Net,
             SockAddr, //
         },
-        pages::Region,
+        pages::{
+            Lease,
+            Region, //
+        },
         queue,
         stack::Stack, //
     },
@@ -119,7 +122,7 @@ pub(crate) enum Lost {
 /// the send queue, but the two run concurrently. None is called after [`Conn::shutdown`].
 pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// What keeps memory that a peer may reach from being freed or reused.
-    type Lease: Send + 'static;
+    type Lease: Lease;
     /// What is put aside until memory is fenced.
     type Pending: Send + 'static;
 

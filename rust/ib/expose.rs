@@ -9,8 +9,8 @@
 //!                                     └── reclaim(&Quiesced) ──> lease
 //! ```
 //!
-//! The lease is whatever keeps the memory from being freed or reused. It moves in with
-//! [`Exposing::new`], and comes out only when no region of the set can be reached by the peer any
+//! The lease is whatever keeps the memory from being freed or reused, and only memory that it names
+//! itself can be exposed. It moves in with [`Exposing::new`], and comes out only when no region of the set can be reached by the peer any
 //! more and all memory is unmapped: there is no other way to it. A set that is dropped while the
 //! peer may still reach it is kept until the connection is gone, and its lease with it.
 
@@ -36,7 +36,10 @@ use crate::{
     bindings,
     rt::{
         completion::Completion,
-        pages::Region,
+        pages::{
+            Lease,
+            Region, //
+        },
         stack::Stack, //
     },
 };
@@ -87,43 +90,31 @@ impl<P: Protocol> Exposing<P> {
         self.mrs.is_empty()
     }
 
-    /// DDP: adds as many of `regions` as one memory region can hold, for the peer to read or to
-    /// write once the set is posted. The regions must be kept by the set's lease.
+    /// DDP: adds a part of the lease's memory, for the peer to read or to write once the set is
+    /// posted. `take` is asked for memory regions until all is mapped, or until memory is missing;
+    /// `name` is called with each of them.
     ///
-    /// `tag` becomes the upper half of the address. `EIO` when mapping fails, `EINVAL` when the set
-    /// has regions of another connection.
-    pub(crate) fn expose<'a>(
+    /// `tag` becomes the upper half of the addresses. Apart from the errors of the two: `EIO` when
+    /// mapping fails, `EINVAL` when the set has regions of another connection.
+    pub(crate) fn expose<E: From<Error>>(
         &mut self,
-        mr: Mr<P>,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        part: &<P::Lease as Lease>::Part<'_>,
         access: Access,
         tag: u32,
-    ) -> Result<Handle> {
-        let mut mr = mr.0;
-        if !self.is_of(&mr.inner) {
-            Inner::put_unused_mr(mr);
-            return Err(EINVAL);
+        mut take: impl FnMut() -> Result<Mr<P>, E>,
+        mut name: impl FnMut(&Handle) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut regions = self.lease.regions(part).peekable();
+        while regions.peek().is_some() {
+            let handle = add(&mut self.mrs, take()?, &mut regions, access, tag)?;
+            name(&handle)?;
         }
-        let gaps = mr.inner.limits().sg_gaps;
-        match mr.map(regions, access, tag, gaps) {
-            Ok(handle) => {
-                // INVARIANT: Checked above.
-                self.mrs.push(mr);
-                Ok(handle)
-            }
-            Err(e) => {
-                Inner::put_unused_mr(mr);
-                Err(e)
-            }
-        }
+        Ok(())
     }
 
     /// Whether all regions are of this connection.
     pub(super) fn is_of(&mut self, inner: &Arc<Inner<P>>) -> bool {
-        let mut ours = true;
-        self.mrs
-            .for_each(|mr| ours &= Arc::ptr_eq(&mr.inner, inner));
-        ours
+        are_of(&mut self.mrs, inner)
     }
 
     /// Gives up: nothing was posted, so the regions are idle again.
@@ -152,6 +143,35 @@ impl<P: Protocol> Exposing<P> {
     pub(super) fn posted(self) -> Exposed<P> {
         Exposed::new(self.lease, self.mrs)
     }
+}
+
+/// Whether all regions are of this connection.
+fn are_of<P: Protocol>(mrs: &mut Stack<MrCtx<P>>, inner: &Arc<Inner<P>>) -> bool {
+    let mut ours = true;
+    mrs.for_each(|mr| ours &= Arc::ptr_eq(&mr.inner, inner));
+    ours
+}
+
+/// Adds a memory region to `mrs`, with as many of `regions` as it can hold.
+fn add<'a, P: Protocol>(
+    mrs: &mut Stack<MrCtx<P>>,
+    mr: Mr<P>,
+    regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+    access: Access,
+    tag: u32,
+) -> Result<Handle> {
+    let mut mr = mr.0;
+    let gaps = mr.inner.limits().sg_gaps;
+    let mapped = if are_of(mrs, &mr.inner) {
+        mr.map(regions, access, tag, gaps)
+    } else {
+        Err(EINVAL)
+    };
+    match mapped {
+        Ok(_) => mrs.push(mr),
+        Err(_) => Inner::put_unused_mr(mr),
+    }
+    mapped
 }
 
 /// Memory that a peer may reach.
@@ -185,7 +205,7 @@ impl<P: Protocol> Exposed<P> {
 
     /// The peer invalidated one region. `Err` when it is none of this set, which no honest peer
     /// does (row X15).
-    pub(crate) fn remote_invalidated(&mut self, proof: &RemoteInvalidated<P>) -> Result {
+    pub(crate) fn remote_invalidated(&mut self, proof: RemoteInvalidated<'_, P>) -> Result {
         let mut mr = self
             .mrs
             .remove_if(|mr| proof.matches(&mr.inner) && mr.rkey() == proof.rkey())

@@ -126,12 +126,12 @@ impl<P: Protocol> RxMsg<P> {
     }
 
     /// The region that the peer invalidated with this message.
-    pub(crate) fn invalidated(&self) -> Option<RemoteInvalidated<P>> {
+    pub(crate) fn invalidated(&self) -> Option<RemoteInvalidated<'_, P>> {
         let rkey = self.0.invalidated?;
         Some(RemoteInvalidated {
             rkey,
             pad: self.0.inner.pad_key() == Some(rkey),
-            inner: Arc::as_ptr(&self.0.inner),
+            inner: &self.0.inner,
         })
     }
 }
@@ -145,15 +145,15 @@ impl<P: Protocol> Drop for RxMsg<P> {
     }
 }
 
-/// Proof that the device invalidated a region at the peer's request.
-pub(crate) struct RemoteInvalidated<P: Protocol> {
+/// Proof that the device invalidated a region at the peer's request: by the message that it is
+/// borrowed from.
+pub(crate) struct RemoteInvalidated<'m, P: Protocol> {
     rkey: u32,
     pad: bool,
-    /// Only compared.
-    inner: *const Inner<P>,
+    inner: &'m Arc<Inner<P>>,
 }
 
-impl<P: Protocol> RemoteInvalidated<P> {
+impl<P: Protocol> RemoteInvalidated<'_, P> {
     /// The key of the region.
     pub(super) fn rkey(&self) -> u32 {
         self.rkey
@@ -167,7 +167,7 @@ impl<P: Protocol> RemoteInvalidated<P> {
 
     /// Whether the proof is of this connection.
     pub(super) fn matches(&self, inner: &Arc<Inner<P>>) -> bool {
-        core::ptr::eq(self.inner, Arc::as_ptr(inner))
+        Arc::ptr_eq(self.inner, inner)
     }
 }
 

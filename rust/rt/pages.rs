@@ -86,3 +86,20 @@ impl<'a> Region<'a> {
         self.offset.wrapping_add(self.len)
     }
 }
+
+/// The right to some memory: as long as the value exists, nobody frees that memory or puts it to
+/// another use.
+///
+/// # Safety
+///
+/// What [`Self::regions`] describes stays, and open to access by devices, as long as the value
+/// exists, wherever that is moved to; with the exception of regions that are passing.
+pub(crate) unsafe trait Lease: Send + 'static {
+    /// Names a part of the memory.
+    type Part<'a>;
+    /// The pieces of a part.
+    type Regions<'l>: Iterator<Item = Region<'l>>;
+
+    /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not this value's.
+    fn regions<'l>(&'l self, part: &Self::Part<'_>) -> Self::Regions<'l>;
+}

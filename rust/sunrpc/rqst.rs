@@ -6,10 +6,14 @@
 use super::{
     bc::BcSlot,
     slot::{
+        MsgPart,
         PayloadLease,
         Slot, //
     },
-    xdr::XdrView,
+    xdr::{
+        Parts,
+        XdrView, //
+    },
     xprt::Core,
     ClientTransport,
     SendError, //
@@ -141,6 +145,18 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
     pub(crate) fn reply(&self) -> XdrView<'_> {
         // SAFETY: As above.
         unsafe { XdrView::space(&raw const (*self.raw()).rq_rcv_buf) }
+    }
+
+    /// Parts of the call, for the peer to read.
+    pub(crate) fn call_part(&self, parts: Parts) -> MsgPart<'_> {
+        // SAFETY: The call is that of the slot.
+        unsafe { self.slot.part(self.call(), parts) }
+    }
+
+    /// Parts of the space for the reply, for the peer to write.
+    pub(crate) fn reply_part(&self, parts: Parts) -> MsgPart<'_> {
+        // SAFETY: The reply is that of the slot.
+        unsafe { self.slot.part(self.reply(), parts) }
     }
 
     /// Row C49: gives the reply the pages that the upper layer left out. Does not sleep.

@@ -2,7 +2,14 @@
 
 //! Request slots: sunrpc's `rpc_rqst` with the transport's state, pooled per transport.
 
-use super::SlotState;
+use super::{
+    xdr::{
+        Parts,
+        Regions,
+        XdrView, //
+    },
+    SlotState, //
+};
 use crate::{
     bindings,
     rt::{
@@ -10,7 +17,8 @@ use crate::{
             KBuf,
             RawGfp, //
         },
-        module_ref::ModuleRef, //
+        module_ref::ModuleRef,
+        pages::Lease, //
     },
 };
 use core::{
@@ -124,6 +132,44 @@ impl PayloadLease {
     }
 }
 
+/// Parts of a message of a request, which the request's lease keeps.
+///
+/// # Invariants
+///
+/// `view` is of a message of the slot with this identity, whose request is in use for `'a`.
+pub(crate) struct MsgPart<'a> {
+    id: u64,
+    view: XdrView<'a>,
+    parts: Parts,
+}
+
+impl MsgPart<'_> {
+    /// The length in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.view.regions(self.parts).remaining()
+    }
+}
+
+// SAFETY: sunrpc has the memory of a request back when the RPC is complete, which takes the lease,
+// or when `buf_free` returns, which waits for the lease. It gives nothing of it up before, but for
+// what is passing.
+unsafe impl Lease for PayloadLease {
+    type Part<'a> = MsgPart<'a>;
+    type Regions<'l> = Regions<'l>;
+
+    fn regions<'l>(&'l self, part: &MsgPart<'_>) -> Regions<'l> {
+        // The lease of another slot says nothing about this memory.
+        let parts = if part.id == self.id {
+            part.parts
+        } else {
+            Parts::NONE
+        };
+        // SAFETY: As above: the request was in use when the part was named, and while the lease is
+        // borrowed it does not come back to where sunrpc waits for it.
+        unsafe { part.view.kept() }.regions(parts)
+    }
+}
+
 impl Drop for PayloadLease {
     fn drop(&mut self) {
         if !self.private {
@@ -179,6 +225,20 @@ impl<S: SlotState> Slot<S> {
     /// sunrpc's part.
     pub(super) fn rqst(&self) -> *mut bindings::rpc_rqst {
         self.rqst.get()
+    }
+
+    /// Parts of a message, which the slot's lease keeps.
+    ///
+    /// # Safety
+    ///
+    /// `view` is of a message of this slot's request.
+    pub(super) unsafe fn part<'a>(&self, view: XdrView<'a>, parts: Parts) -> MsgPart<'a> {
+        // INVARIANT: As promised by the caller.
+        MsgPart {
+            id: self.id,
+            view,
+            parts,
+        }
     }
 
     /// Whether `lease` is the one that was made with this slot.

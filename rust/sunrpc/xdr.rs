@@ -14,17 +14,6 @@ use core::{
 };
 use kernel::page::PAGE_SIZE;
 
-/// Which part of a message something belongs to.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Part {
-    /// What precedes the page list.
-    Head,
-    /// The page list.
-    Pages,
-    /// What follows the page list.
-    Tail,
-}
-
 /// The fields of an `xdr_buf`, as they were at some time.
 #[derive(Clone, Copy)]
 struct Shape {
@@ -277,15 +266,60 @@ impl<'a> XdrView<'a> {
     /// head, pages, tail; none reaches over the end of a page.
     ///
     /// Ends early when a page is missing; compare the sum of the lengths if that matters.
-    pub(crate) fn regions(&self, head: bool, pages: bool, tail: bool) -> Regions<'a> {
+    pub(super) fn regions(&self, parts: Parts) -> Regions<'a> {
         Regions {
             view: *self,
-            head: if head { self.head_len() } else { 0 },
-            pages: if pages { self.page_len() } else { 0 },
-            tail: if tail { self.tail_len() } else { 0 },
+            head: if parts.head { self.head_len() } else { 0 },
+            pages: if parts.pages { self.page_len() } else { 0 },
+            tail: if parts.tail { self.tail_len() } else { 0 },
             at: 0,
         }
     }
+
+    /// The same memory, for as long as something else than this view keeps it. The bytes of head and
+    /// tail cannot be read by way of the result.
+    ///
+    /// # Safety
+    ///
+    /// The memory stays for `'b`.
+    pub(super) unsafe fn kept<'b>(&self) -> XdrView<'b> {
+        // INVARIANT: As promised by the caller; the rest is as in `self`.
+        XdrView {
+            buf: self.buf,
+            readable: false,
+            passing: self.passing,
+            _memory: PhantomData,
+        }
+    }
+}
+
+/// Which parts of a message are meant.
+#[derive(Clone, Copy)]
+pub(crate) struct Parts {
+    head: bool,
+    pages: bool,
+    tail: bool,
+}
+
+impl Parts {
+    /// All of the message.
+    pub(crate) const ALL: Self = Self {
+        head: true,
+        pages: true,
+        tail: true,
+    };
+    /// The page list.
+    pub(crate) const PAGES: Self = Self {
+        head: false,
+        pages: true,
+        tail: false,
+    };
+    /// Nothing.
+    pub(super) const NONE: Self = Self {
+        head: false,
+        pages: false,
+        tail: false,
+    };
 }
 
 /// The pieces of a message: see [`XdrView::regions`].
@@ -301,7 +335,7 @@ pub(crate) struct Regions<'a> {
 
 impl<'a> Regions<'a> {
     /// How many bytes are left.
-    pub(crate) fn remaining(&self) -> usize {
+    pub(super) fn remaining(&self) -> usize {
         self.head
             .saturating_add(self.pages)
             .saturating_add(self.tail)
@@ -333,7 +367,7 @@ impl<'a> Regions<'a> {
 }
 
 impl<'a> Iterator for Regions<'a> {
-    type Item = (Part, Region<'a>);
+    type Item = Region<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let buf = self.view.buf;
@@ -342,7 +376,7 @@ impl<'a> Iterator for Regions<'a> {
             if last {
                 (self.head, self.at) = (0, 0);
             }
-            return Some((Part::Head, region));
+            return Some(region);
         }
         if self.pages != 0 {
             let (page, offset, len) = self.view.piece(self.at)?;
@@ -358,14 +392,14 @@ impl<'a> Iterator for Regions<'a> {
                 // SAFETY: By the invariant of `XdrView`, and the piece is inside the page.
                 region = unsafe { region.passing() };
             }
-            return Some((Part::Pages, region));
+            return Some(region);
         }
         if self.tail != 0 {
             let (region, last) = self.kvec(&buf.tail, self.tail)?;
             if last {
                 (self.tail, self.at) = (0, 0);
             }
-            return Some((Part::Tail, region));
+            return Some(region);
         }
         None
     }
