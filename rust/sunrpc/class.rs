@@ -162,12 +162,11 @@ pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::
         let xprt = unsafe { Xprt::<T>::from_raw(raw) };
         // An attempt to connect holds the lock bit, and so is over, but its function may not have
         // returned yet.
-        // SAFETY: The work items were initialised with the transport.
-        unsafe { bindings::cancel_delayed_work_sync(xprt.own.connect_work.get()) };
+        xprt.own.connect_work.cancel();
         // SAFETY: `XPRT_LOCKED` is held for good.
         T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
-        // SAFETY: As above. No callback comes in any more, and the last reference is gone: nobody
-        // queues the item again.
+        // SAFETY: The item was initialised with the transport. No callback comes in any more, and the
+        // last reference is gone: nobody queues it again.
         unsafe { bindings::cancel_work_sync(xprt.own.put_work.get()) };
     }
     // SAFETY: These are initialised, and used by nobody else: users of the transport are gone, and

@@ -361,17 +361,9 @@ fn queue_connect<T: ClientTransport>(xprt: &Xprt<T>) {
     let delay = xprt.own.delay.load(Relaxed);
     let step = delay.min(MAX_STEP);
     xprt.own.delay.store(delay.saturating_sub(step), Relaxed);
-    // SAFETY: The work item was initialised with the transport. It is not queued: sunrpc asks
-    // again only after the worker has cleared XPRT_CONNECTING.
-    unsafe {
-        bindings::queue_delayed_work_on(
-            // CAST: A small number.
-            bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-            queue::module_queue_raw(),
-            xprt.own.connect_work.get(),
-            step,
-        )
-    };
+    // It is not queued: sunrpc asks again only after the worker has cleared XPRT_CONNECTING.
+    // SAFETY: The item is cancelled when the transport is destroyed; the transport is complete.
+    unsafe { xprt.own.connect_work.queue(step) };
 }
 
 /// Whether something has happened since the last attempt, so that the next one need not be delayed.

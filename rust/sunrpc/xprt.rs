@@ -12,9 +12,12 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::net::{
-        Net,
-        SockAddr, //
+    rt::{
+        delayed::DelayedWork,
+        net::{
+            Net,
+            SockAddr, //
+        }, //
     },
 };
 use core::{
@@ -71,7 +74,7 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) bc: SetOnce<Pin<KBox<BcPool>>>,
     /// Runs `ops::connect_worker`, with `XPRT_LOCKED` held.
     #[pin]
-    pub(super) connect_work: Opaque<bindings::delayed_work>,
+    pub(super) connect_work: DelayedWork,
     /// Drops `puts` references to the transport.
     #[pin]
     pub(super) put_work: Opaque<bindings::work_struct>,
@@ -105,15 +108,10 @@ impl<T: ClientTransport> Own<T> {
         try_pin_init!(Self {
             pool <- SlotPool::new(slots),
             bc: SetOnce::new(),
-            connect_work <- Opaque::ffi_init(|work| {
+            connect_work <- DelayedWork::new(super::ops::connect_worker::<T>),
+            put_work <- Opaque::ffi_init(|work| {
                 // SAFETY: The memory is for a work item, and does not move. The function runs only
                 // when the item is queued, which happens in complete transports.
-                unsafe {
-                    bindings::init_delayed_work(work, Some(super::ops::connect_worker::<T>))
-                };
-            }),
-            put_work <- Opaque::ffi_init(|work| {
-                // SAFETY: As above.
                 unsafe { bindings::init_work(work, Some(super::bc::put_worker::<T>)) };
             }),
             puts: Atomic::new(0),
@@ -172,10 +170,7 @@ impl<T: ClientTransport> Core<T> {
     /// `work` is the work item in the `connect_work` of a transport.
     pub(super) unsafe fn of_connect_work(work: *mut bindings::work_struct) -> *mut Self {
         // SAFETY: By the contract of this function.
-        let delayed = unsafe { kernel::container_of!(work, bindings::delayed_work, work) };
-        let delayed: *mut Opaque<bindings::delayed_work> = delayed.cast();
-        // SAFETY: As above.
-        unsafe { kernel::container_of!(delayed, Self, own.connect_work) }
+        unsafe { kernel::container_of!(DelayedWork::of(work), Self, own.connect_work) }
     }
 
     /// Takes sunrpc's lock of the receive queue.
