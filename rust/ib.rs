@@ -38,6 +38,8 @@ mod device;
 mod dma;
 mod domain;
 mod expose;
+mod inner;
+mod limits;
 mod mr;
 mod op;
 mod passive;
@@ -51,10 +53,7 @@ mod tx;
 pub(crate) use self::{
     conn::{
         Conn,
-        Cx,
-        Limits,
         Lost,
-        Params,
         Protocol,
         Quiesced, //
     },
@@ -66,6 +65,11 @@ pub(crate) use self::{
     expose::{
         Exposed,
         Exposing, //
+    },
+    inner::Cx,
+    limits::{
+        Limits,
+        Params, //
     },
     mr::{
         Access,

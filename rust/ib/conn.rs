@@ -4,32 +4,29 @@
 
 use super::{
     cm,
-    cq::{
-        Completed,
-        Cq,
-        Cqe,
-        Wc,
-        WcErr, //
-    },
+    cq::Cq,
     device::{
-        Caps,
         DeviceLease,
-        Link,
         Listening, //
     },
     domain::Domain,
     expose::Exposed,
+    inner::{
+        phase,
+        Cx,
+        Inner, //
+    },
+    limits::{
+        Limits,
+        Params, //
+    },
     mr::{
-        self,
         Access,
         Handle,
         MrCtx,
         Refill, //
     },
-    rx::{
-        self,
-        RxMsg, //
-    },
+    rx::RxMsg,
     tx::TxRing, //
 };
 use crate::{
@@ -40,59 +37,29 @@ use crate::{
             KBuf,
             RawGfp, //
         },
-        net::{
-            Net,
-            SockAddr, //
-        },
         pages::{
             Lease,
             Region, //
         },
-        queue,
-        stack::Stack, //
+        queue, //
     },
 };
 use core::ptr::NonNull;
 use kernel::{
-    error::to_result,
     page::PAGE_SIZE,
     prelude::*,
     str::CStr,
     sync::{
         atomic::{
-            Acquire,
-            Atomic,
-            AtomicFlag,
             Full,
             Release, //
         },
-        new_mutex,
-        new_spinlock,
-        Arc,
-        Mutex,
-        SetOnce,
-        SpinLock, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
-    },
-    workqueue::{
-        impl_has_work,
-        new_work,
-        Work,
-        WorkItem, //
+        Arc, //
     },
 };
 
 /// The name under which `rdma resource show` lists our objects (row M7).
 pub(super) const OWNER: &CStr = c"rpcrdma_rust";
-
-/// Work requests that the core needs for draining a queue.
-const DRAIN: u32 = 1;
-
-/// Regions larger than this would need a larger scatterlist than one allocation of two pages.
-const MAX_DEPTH: u32 = 256;
 
 /// Why a connection cannot go on.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,436 +114,6 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// The connection cannot go on: called at most once, from process context, and only if
     /// [`Conn::connect`] succeeds, but maybe before it returns. It must only schedule the shutdown.
     fn lost(&self, why: Lost);
-}
-
-/// What a protocol asks of a connection.
-pub(crate) struct Params<'a> {
-    /// The network namespace of the connection.
-    pub(crate) net: Net<'a>,
-    /// The peer.
-    pub(crate) dst: &'a SockAddr,
-    /// Requests that may be outstanding.
-    pub(crate) requests: u32,
-    /// Requests below which the connection is of no use.
-    pub(crate) min_requests: u32,
-    /// Messages that the peer may send on its own account, and that we may send in answer to them.
-    pub(crate) extra: u32,
-    /// Size of send buffers in bytes.
-    pub(crate) tx_bytes: u32,
-    /// Size of receive buffers in bytes.
-    pub(crate) rx_bytes: u32,
-    /// Pages that one request can expose, in one list.
-    pub(crate) max_pages: u32,
-    /// Pieces apart from pages that a list can have, each of which may need its own region.
-    pub(crate) extra_regions: u32,
-    /// Regions that one list may have at most.
-    pub(crate) max_regions: u32,
-    /// Private data for the peer.
-    pub(crate) private: &'a [u8],
-    /// How long the peer may take to answer, in milliseconds.
-    pub(crate) msecs: u32,
-    /// Whether the connection is still wanted: asked several times a second while it is made.
-    pub(crate) wanted: cm::Wanted<'a>,
-}
-
-/// What the device made of [`Params`].
-#[derive(Clone, Copy)]
-pub(crate) struct Limits {
-    /// Requests that may be outstanding.
-    pub(crate) requests: u32,
-    /// Regions that a list can need.
-    pub(crate) regions: u32,
-    /// Pages that a region can have.
-    pub(super) depth: u32,
-    /// Regions may have gaps.
-    pub(super) sg_gaps: bool,
-    /// Receives are posted so many at a time.
-    pub(super) rx_batch: u32,
-    rx_count: u32,
-    tx_count: u32,
-    send_wr: u32,
-    recv_wr: u32,
-    responder_resources: u8,
-}
-
-impl Limits {
-    /// Fits what is asked for to what the device has (rows C72 to C79, X12).
-    fn new(caps: &Caps, name: &CStr, params: &Params<'_>) -> Result<Self> {
-        if !caps.mem_mgt || caps.max_fast_reg == 0 {
-            pr_err!("device {}: no fast memory registration\n", name);
-            return Err(EINVAL);
-        }
-        // One region for a whole transfer where the device can, so that the peer can invalidate
-        // all of it with its reply.
-        let depth = caps.max_fast_reg.min(MAX_DEPTH).min(params.max_pages);
-        let regions = params
-            .max_pages
-            .div_ceil(depth)
-            .saturating_add(params.extra_regions)
-            .min(params.max_regions);
-        if regions.saturating_mul(depth) < params.max_pages {
-            pr_err!(
-                "device {}: regions of {} pages are too small\n",
-                name,
-                depth
-            );
-            return Err(ENOMEM);
-        }
-        // Two lists of regions, registered before the Send and invalidated after it.
-        let exposed = regions.saturating_mul(2);
-        let wrs = exposed.saturating_add(1);
-        let mut requests = params.requests;
-        loop {
-            let batch = (requests / 4).clamp(1, 32);
-            let rx_count = requests
-                .saturating_add(params.extra.saturating_mul(2))
-                .saturating_add(batch);
-            // Room for the buffers that were sent but wait for a signalled completion.
-            let tx_count = requests.saturating_add(params.extra);
-            let tx_count = tx_count.saturating_add(tx_count / 7).saturating_add(2);
-            // Every buffer's Send with its registrations; a chain of invalidations for each request
-            // and for `Exposed::invalidate_sync`; and the region for padding. Nothing of this is
-            // posted again before its completion, or a later one, was handled, so that neither the
-            // queue nor its completion queue overflows.
-            let send_wr = tx_count
-                .saturating_mul(wrs)
-                .saturating_add(requests.saturating_add(1).saturating_mul(exposed))
-                .saturating_add(1)
-                .saturating_add(DRAIN);
-            let recv_wr = rx_count.saturating_add(DRAIN);
-            let most = caps.max_qp_wr.min(caps.max_cqe);
-            if send_wr <= most && recv_wr <= most {
-                return Ok(Self {
-                    requests,
-                    regions,
-                    depth,
-                    sg_gaps: caps.sg_gaps,
-                    rx_batch: batch,
-                    rx_count,
-                    tx_count,
-                    send_wr,
-                    recv_wr,
-                    responder_resources: u8::try_from(caps.max_qp_rd_atom).unwrap_or(u8::MAX),
-                });
-            }
-            if requests <= params.min_requests {
-                pr_err!(
-                    "device {}: queues of {} work requests are too small\n",
-                    name,
-                    most
-                );
-                return Err(ENOMEM);
-            }
-            requests = (requests / 2).max(params.min_requests);
-        }
-    }
-}
-
-/// How far a connection has come, as far as telling of its loss is concerned: [`Inner::phase`].
-mod phase {
-    /// Its owner will learn the outcome from `Conn::connect`.
-    pub(super) const CONNECTING: u32 = 0;
-    /// Its owner has to be told when it is lost.
-    pub(super) const UP: u32 = 1;
-    /// There is nothing more to tell.
-    pub(super) const LOST: u32 = 2;
-}
-
-/// The completion entry of all work requests of which only failure matters.
-#[repr(C)]
-struct ErrEntry {
-    cqe: Cqe,
-}
-
-// SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<P: Protocol> Completed<P> for ErrEntry {
-    unsafe fn completed(_this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
-        if let Err(e) = wc.ok() {
-            cx.inner().completion_failed(e);
-        }
-    }
-}
-
-/// What the completion handlers of a connection see.
-///
-/// # Invariants
-///
-/// While `closed` is not set, or a completion handler that found it not set is running, `qp` is
-/// null or a valid queue pair.
-#[pin_data]
-pub(super) struct Inner<P: Protocol> {
-    err_entry: ErrEntry,
-    closed: AtomicFlag,
-    /// One of `phase`.
-    phase: Atomic<u32>,
-    qp: Atomic<*mut bindings::ib_qp>,
-    /// Sends before this sequence number are complete.
-    tx_tail: Atomic<u32>,
-    /// The key of [`Pad`], once there is one.
-    pad_key: SetOnce<u32>,
-    limits: Limits,
-    events: Arc<cm::Events>,
-    #[pin]
-    rx: SpinLock<rx::Pool<P>>,
-    #[pin]
-    mrs: SpinLock<mr::Pool<P>>,
-    #[pin]
-    refill: Mutex<Option<Refill>>,
-    #[pin]
-    refill_work: Work<Self>,
-    proto: P,
-}
-
-// SAFETY: `Cqe` is only read by the RDMA core; queue pairs may be used from any thread; the rest is
-// `Send`.
-unsafe impl<P: Protocol> Send for Inner<P> {}
-
-// SAFETY: As above, and the rest is `Sync`.
-unsafe impl<P: Protocol> Sync for Inner<P> {}
-
-impl_has_work! {
-    impl{P: Protocol} HasWork<Self> for Inner<P> { self.refill_work }
-}
-
-impl<P: Protocol> Inner<P> {
-    fn new(proto: P, limits: Limits, events: Arc<cm::Events>) -> Result<Arc<Self>> {
-        Arc::pin_init(
-            // INVARIANT: There is no queue pair.
-            pin_init!(Self {
-                err_entry: ErrEntry {
-                    cqe: Cqe::new::<P, ErrEntry>(),
-                },
-                closed: AtomicFlag::new(false),
-                phase: Atomic::new(phase::CONNECTING),
-                qp: Atomic::new(core::ptr::null_mut()),
-                tx_tail: Atomic::new(0),
-                pad_key: SetOnce::new(),
-                limits,
-                events,
-                rx <- new_spinlock!(rx::Pool::new()),
-                mrs <- new_spinlock!(mr::Pool::new()),
-                refill <- new_mutex!(None),
-                refill_work <- new_work!("rpcrdma_rust::refill"),
-                proto,
-            }),
-            GFP_KERNEL,
-        )
-    }
-
-    /// The protocol.
-    pub(super) fn proto(&self) -> &P {
-        &self.proto
-    }
-
-    /// What the device allows.
-    pub(super) fn limits(&self) -> &Limits {
-        &self.limits
-    }
-
-    /// Sends before this sequence number are complete.
-    pub(super) fn tx_tail(&self) -> &Atomic<u32> {
-        &self.tx_tail
-    }
-
-    /// The key of the memory for padding.
-    pub(super) fn pad_key(&self) -> Option<u32> {
-        self.pad_key.as_ref().copied()
-    }
-
-    /// The receive buffers.
-    pub(super) fn rx(&self) -> &SpinLock<rx::Pool<P>> {
-        &self.rx
-    }
-
-    /// The memory regions.
-    pub(super) fn mrs(&self) -> &SpinLock<mr::Pool<P>> {
-        &self.mrs
-    }
-
-    /// The entry of work requests of which only failure matters.
-    pub(super) fn err_cqe(&self) -> *mut bindings::ib_cqe {
-        self.err_entry.cqe.as_raw()
-    }
-
-    /// A work request failed.
-    pub(super) fn completion_failed(&self, e: WcErr) {
-        self.lost(Lost::CompletionError(e.status()));
-    }
-
-    /// Posts to the send queue.
-    ///
-    /// `Err` means that the last work request of the chain was not posted, and that the connection
-    /// is lost. `Ok` means that it was posted, or that the connection is lost and the device did
-    /// not say how far it came.
-    ///
-    /// # Safety
-    ///
-    /// `first` is a valid chain of work requests with entries of this connection, which satisfies
-    /// what their kinds require. The caller is a completion handler of this connection, or has the
-    /// `Conn`.
-    pub(super) unsafe fn post_send(&self, first: *const bindings::ib_send_wr) -> Result {
-        let qp = self.qp.load(Acquire);
-        if qp.is_null() || self.closed.load(Acquire) {
-            return Err(err::enotconn());
-        }
-        let mut bad: *const bindings::ib_send_wr = core::ptr::null();
-        // SAFETY: By the type invariant; the rest as the caller promises.
-        let ret = to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) });
-        if ret.is_err() {
-            self.lost(Lost::PostFailed);
-        }
-        if bad.is_null() {
-            return Ok(());
-        }
-        ret
-    }
-
-    /// Posts to the receive queue. `Err` has the first work request that was not posted, null if
-    /// the device did not say.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Self::post_send`].
-    pub(super) unsafe fn post_recv(
-        &self,
-        first: *mut bindings::ib_recv_wr,
-    ) -> Result<(), *mut bindings::ib_recv_wr> {
-        if first.is_null() {
-            return Ok(());
-        }
-        let qp = self.qp.load(Acquire);
-        if qp.is_null() || self.closed.load(Acquire) {
-            return Err(first);
-        }
-        let mut bad: *const bindings::ib_recv_wr = core::ptr::null();
-        // SAFETY: By the type invariant; the rest as the caller promises.
-        if unsafe { bindings::ib_post_recv(qp, first, &mut bad) } == 0 {
-            return Ok(());
-        }
-        self.lost(Lost::PostFailed);
-        Err(bad.cast_mut())
-    }
-
-    /// Takes an idle region.
-    pub(super) fn take_mr(&self) -> Option<KBox<MrCtx<P>>> {
-        let mut pool = self.mrs.lock();
-        let mr = pool.idle.pop();
-        if mr.is_none() {
-            pool.missed = pool.returned;
-        }
-        mr
-    }
-
-    /// Puts a region back that was taken a moment ago and has not been used: whoever does that may
-    /// be about to call [`Conn::region_shortage`], for which it is not one that has come back.
-    pub(super) fn put_unused_mr(mr: KBox<MrCtx<P>>) {
-        let this = mr.inner.clone();
-        let mut pool = this.mrs.lock();
-        if pool.closed {
-            drop(pool);
-            drop(mr);
-            return;
-        }
-        pool.idle.push(mr);
-    }
-
-    /// Puts an idle region back.
-    pub(super) fn put_mr(mr: KBox<MrCtx<P>>) {
-        let this = mr.inner.clone();
-        let mut pool = this.mrs.lock();
-        if pool.closed {
-            drop(pool);
-            drop(mr);
-            return;
-        }
-        pool.idle.push(mr);
-        pool.returned = pool.returned.wrapping_add(1);
-        let starved = core::mem::replace(&mut pool.starved, false);
-        drop(pool);
-        if starved {
-            this.proto.writable();
-        }
-    }
-
-    /// Keeps regions until the connection is gone.
-    pub(super) fn orphan(&self, mut mrs: Stack<MrCtx<P>>) {
-        let mut pool = self.mrs.lock();
-        if pool.closed {
-            drop(pool);
-            drop(mrs);
-            return;
-        }
-        while let Some(mr) = mrs.pop() {
-            pool.orphans.push(mr);
-        }
-        drop(pool);
-        self.lost(Lost::InvalidateFailed);
-    }
-
-    /// Makes more regions, and tells how many. Sleeps.
-    fn refill(self: &Arc<Self>) -> u32 {
-        let mut refill = self.refill.lock();
-        let Some(refill) = &mut *refill else {
-            return 0;
-        };
-        let mut made = 0u32;
-        while made < refill.batch && refill.total < refill.max {
-            let Ok(mr) = MrCtx::new(self, &refill.domain, refill.depth, refill.gaps) else {
-                break;
-            };
-            Self::put_mr(mr);
-            refill.total = refill.total.wrapping_add(1);
-            made = made.wrapping_add(1);
-        }
-        self.proto.regions_created(made);
-        // The next shortage asks for more at once.
-        refill.batch = refill.batch.saturating_mul(2).min(64);
-        made
-    }
-}
-
-impl<P: Protocol> WorkItem for Inner<P> {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        if queue::without_fs(|| this.refill()) == 0 {
-            // Nothing to make them of, now: do not chase the sender, who would ask again at once.
-            // A region that comes back wakes it without us.
-            fsleep(Delta::from_millis(10));
-        }
-        this.proto.writable();
-    }
-}
-
-impl<P: Protocol> Link for Inner<P> {
-    fn lost(&self, why: Lost) {
-        // Whoever waits for the connection to come up need not wait longer. A failed work request
-        // is no reason for that: what is posted is flushed before the connection manager tells that
-        // the peer has refused, and that is the better answer.
-        match why {
-            Lost::DeviceRemoved | Lost::AddressChange => self.events.abort(err::enotconn()),
-            Lost::Disconnected => self.events.abort(err::econnaborted()),
-            _ => {}
-        }
-        if self.phase.xchg(phase::LOST, Full) == phase::UP {
-            self.proto.lost(why);
-        }
-    }
-}
-
-/// Proof of running in a completion handler of a connection.
-pub(crate) struct Cx<'a, P: Protocol>(&'a Inner<P>);
-
-impl<'a, P: Protocol> Cx<'a, P> {
-    /// For the completion trampoline, and for what takes its place when the queues are gone.
-    pub(super) fn new(inner: &'a Inner<P>) -> Self {
-        Self(inner)
-    }
-
-    /// The connection.
-    pub(super) fn inner(&self) -> &'a Inner<P> {
-        self.0
-    }
 }
 
 /// Proof that a connection's queue pair and completion queues are gone: neither the device nor a

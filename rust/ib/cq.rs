@@ -3,12 +3,12 @@
 //! Completion queues, and the way from a completion to its owner.
 
 use super::{
-    conn::{
+    conn::Protocol,
+    domain::Domain,
+    inner::{
         Cx,
-        Inner,
-        Protocol, //
-    },
-    domain::Domain, //
+        Inner, //
+    }, //
 };
 use crate::bindings;
 use core::ptr::NonNull;

@@ -16,14 +16,16 @@
 
 use super::{
     conn::{
-        Cx,
-        Inner,
         Lost,
         Protocol,
         Quiesced, //
     },
     cq::Wc,
     device::Link,
+    inner::{
+        Cx,
+        Inner, //
+    },
     mr::{
         Access,
         Handle,

@@ -6,11 +6,7 @@
 //! reach it, are the business of [`super::expose`].
 
 use super::{
-    conn::{
-        Cx,
-        Inner,
-        Protocol, //
-    },
+    conn::Protocol,
     cq::{
         Completed,
         Cqe,
@@ -21,6 +17,10 @@ use super::{
     expose::{
         Stash,
         SyncWait, //
+    },
+    inner::{
+        Cx,
+        Inner, //
     }, //
 };
 use crate::{

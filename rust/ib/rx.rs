@@ -8,11 +8,7 @@
 //! kept for a while (until memory is fenced) belongs to a request which has its reply already.
 
 use super::{
-    conn::{
-        Cx,
-        Inner,
-        Protocol, //
-    },
+    conn::Protocol,
     cq::{
         Completed,
         Cqe,
@@ -22,7 +18,11 @@ use super::{
         Direction,
         DmaBuf, //
     },
-    domain::Domain, //
+    domain::Domain,
+    inner::{
+        Cx,
+        Inner, //
+    }, //
 };
 use crate::{
     bindings,

@@ -9,8 +9,6 @@
 use super::{
     conn::{
         Conn,
-        Cx,
-        Inner,
         Protocol, //
     },
     cq::{
@@ -26,6 +24,10 @@ use super::{
     expose::{
         Exposed,
         Exposing, //
+    },
+    inner::{
+        Cx,
+        Inner, //
     },
     mr::Mr, //
 };
