@@ -46,6 +46,7 @@ mod passive;
 mod probe;
 mod rx;
 mod server;
+mod server_limits;
 mod sq;
 mod srx;
 mod tx;
@@ -85,9 +86,9 @@ pub(crate) use self::{
     server::{
         Payload,
         ServerConn,
-        ServerParams,
         Service, //
     },
+    server_limits::ServerParams,
     srx::Message,
     tx::Regions, //
 };

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What a protocol asks of accepted connections, and what the device makes of it.
+
+use super::device::DeviceLease;
+use crate::bindings;
+use kernel::prelude::*;
+
+/// Work requests that the core needs for draining a queue (row X59: they have their own room).
+const DRAIN: u32 = 1;
+
+/// Work requests in the send queue that are not for operations: to drain it, and a probe.
+pub(super) const SPARE: u32 = DRAIN + 1;
+
+/// Pieces of memory that one work request names at most.
+const MAX_SGES: u32 = 32;
+
+/// Room in the send queue for transfers, whatever the number of requests: what does not fit waits.
+const MAX_TRANSFER_WRS: u32 = 2048;
+
+/// The least room for transfers: as many work requests as there can be segments in a message.
+const MIN_TRANSFER_WRS: u32 = 1100;
+
+/// Pages that one memory region of the RDMA core covers, on devices that need regions to read.
+const PAGES_PER_REGION: u32 = 256;
+
+/// Segments, each of which needs a region of its own there, in which a peer may name what it has for
+/// one region (row S21).
+const SEGMENTS_PER_REGION: u32 = 3;
+
+/// Pages that are being read into at a time, if requests are not larger: 16 MiB.
+const MANY_PAGES: u32 = 4096;
+
+/// What a protocol asks of connections.
+#[derive(Clone, Copy)]
+pub(crate) struct ServerParams {
+    /// Requests that the peer may have outstanding.
+    pub(crate) requests: u32,
+    /// Requests below which the connection is of no use.
+    pub(crate) min_requests: u32,
+    /// Messages that the peer may send in answer to ours.
+    pub(crate) extra: u32,
+    /// Size of message buffers in bytes.
+    pub(crate) msg_bytes: u32,
+    /// Pages that one request can move.
+    pub(crate) max_pages: u32,
+}
+
+/// What the device made of [`ServerParams`].
+#[derive(Clone, Copy)]
+pub(crate) struct ServerLimits {
+    /// Requests that the peer may have outstanding.
+    pub(crate) requests: u32,
+    /// Receives that exist: so many messages can be in the hands of the protocol at most.
+    pub(crate) messages: u32,
+    /// The device can invalidate memory of the peer.
+    pub(crate) remote_invalidation: bool,
+    pub(super) rx_batch: u32,
+    pub(super) max_replies: u32,
+    pub(super) max_reads: u32,
+    pub(super) many_pages: u32,
+    pub(super) msg_bytes: u32,
+    /// Room for work requests in the send queue.
+    pub(super) send_wr: u32,
+    pub(super) recv_wr: u32,
+    pub(super) sges: u32,
+    pub(super) regions: u32,
+    iwarp: bool,
+    pub(super) initiator_depth: u8,
+}
+
+impl ServerLimits {
+    /// Whether the device speaks iWARP.
+    pub(super) fn iwarp(&self) -> bool {
+        self.iwarp
+    }
+
+    /// Fits what is asked for to what the device has, before anything is announced (row X32).
+    pub(super) fn new(
+        lease: &DeviceLease,
+        port: u32,
+        peer_reads: u8,
+        params: &ServerParams,
+    ) -> Result<Self> {
+        let dev = lease.as_raw();
+        // SAFETY: The lease keeps the device; attributes do not change.
+        let attrs = unsafe { &(*dev).attrs };
+        // SAFETY: As above.
+        let (iwarp, fabric) = unsafe {
+            (
+                bindings::rdma_protocol_iwarp(dev, port),
+                bindings::rdma_ib_or_roce(dev, port),
+            )
+        };
+        // Row S24.
+        if !iwarp && !fabric {
+            return Err(EINVAL);
+        }
+        let initiator_depth = u32::try_from(attrs.max_qp_init_rd_atom)
+            .unwrap_or(0)
+            .min(peer_reads.into());
+        // Row W52.
+        if initiator_depth == 0 {
+            return Err(EINVAL);
+        }
+        let max_wr = u32::try_from(attrs.max_qp_wr).unwrap_or(0);
+        let sges = u32::try_from(attrs.max_send_sge)
+            .unwrap_or(0)
+            .clamp(1, MAX_SGES);
+        let read_sges = u32::try_from(attrs.max_sge_rd).unwrap_or(0).clamp(1, sges);
+        let mut requests = params.requests;
+        loop {
+            let rx_batch = (requests / 8).clamp(1, 16);
+            let messages = requests
+                .saturating_add(params.extra)
+                .saturating_add(rx_batch);
+            let recv_wr = messages.saturating_add(DRAIN);
+            let sends = requests.saturating_add(params.extra);
+            let per_request = params.max_pages.div_ceil(read_sges).saturating_add(2);
+            let transfers = requests
+                .saturating_mul(per_request)
+                .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);
+            let send_wr = sends
+                .saturating_add(transfers)
+                .min(max_wr.saturating_sub(SPARE));
+            // Half of the queue at least is for transfers.
+            if recv_wr <= max_wr && sends <= send_wr / 2 {
+                return Ok(Self {
+                    requests,
+                    messages,
+                    remote_invalidation: lease.caps().mem_mgt,
+                    rx_batch,
+                    // A peer may send its next request before the completion of our reply to the
+                    // last one was handled; but see `Sq::is_full`.
+                    max_replies: sends.saturating_add(1).saturating_mul(2),
+                    max_reads: sends,
+                    many_pages: params.max_pages.saturating_mul(2).max(MANY_PAGES),
+                    msg_bytes: params.msg_bytes,
+                    send_wr,
+                    recv_wr,
+                    sges,
+                    regions: if iwarp {
+                        requests
+                            .saturating_mul(params.max_pages.div_ceil(PAGES_PER_REGION))
+                            .saturating_mul(SEGMENTS_PER_REGION)
+                    } else {
+                        0
+                    },
+                    iwarp,
+                    // CAST: It came from a byte.
+                    initiator_depth: initiator_depth as u8,
+                });
+            }
+            if requests <= params.min_requests {
+                return Err(ENOMEM);
+            }
+            requests = (requests / 2).max(params.min_requests);
+        }
+    }
+}
