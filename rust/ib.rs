@@ -45,6 +45,7 @@ mod op;
 mod passive;
 mod probe;
 mod rx;
+mod rxmem;
 mod server;
 mod server_limits;
 mod sq;

@@ -14,15 +14,12 @@ use super::{
         Cqe,
         Wc, //
     },
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
     domain::Domain,
     inner::{
         Cx,
         Inner, //
-    }, //
+    },
+    rxmem::RxMem, //
 };
 use crate::{
     bindings,
@@ -44,11 +41,7 @@ use kernel::{
 #[repr(C)]
 pub(super) struct RxBuf<P: Protocol> {
     cqe: Cqe,
-    wr: bindings::ib_recv_wr,
-    sge: bindings::ib_sge,
-    buf: DmaBuf,
-    /// Bytes of the message, not more than the buffer has.
-    len: usize,
+    mem: RxMem,
     invalidated: Option<u32>,
     /// The buffer belongs to its work request. Read only by [`Inner::reap_receives`].
     posted: bool,
@@ -73,15 +66,10 @@ impl<P: Protocol> RxBuf<P> {
         domain: &Arc<Domain>,
         size: u32,
     ) -> Result<KBox<Self>> {
-        // CAST: At most 64 KiB.
-        let buf = DmaBuf::new(domain, size as usize, Direction::FromDevice)?;
         Ok(KBox::new(
             Self {
                 cqe: Cqe::new::<P, Self>(),
-                wr: pin_init::zeroed(),
-                sge: buf.sge(size),
-                buf,
-                len: 0,
+                mem: RxMem::new(domain, size)?,
                 invalidated: None,
                 posted: false,
                 inner: inner.clone(),
@@ -101,10 +89,8 @@ unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
         let inner = cx.inner();
         match wc.ok() {
             Ok(wc) => {
-                // CAST: `usize` is at least 32 bits.
-                this.len = (wc.byte_len() as usize).min(this.buf.len());
+                this.mem.filled(wc.byte_len());
                 this.invalidated = wc.invalidated_rkey();
-                this.buf.for_cpu(this.len);
                 inner.proto().receive(cx, RxMsg(ManuallyDrop::new(this)));
                 inner.post_free_receives();
             }
@@ -122,7 +108,7 @@ pub(crate) struct RxMsg<P: Protocol>(ManuallyDrop<KBox<RxBuf<P>>>);
 impl<P: Protocol> RxMsg<P> {
     /// The bytes of the message, as the peer chose them.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.0.buf.bytes().get(..self.0.len).unwrap_or(&[])
+        self.0.mem.message()
     }
 
     /// The region that the peer invalidated with this message.
@@ -261,16 +247,11 @@ impl<P: Protocol> Inner<P> {
         };
         let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
         while let Some(buf) = free.pop() {
-            buf.buf.for_device(buf.buf.len());
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
             let buf = unsafe { &mut *raw };
-            buf.wr.next = first;
-            buf.wr.__bindgen_anon_1.wr_cqe = buf.cqe.as_raw();
-            buf.wr.sg_list = &raw mut buf.sge;
-            buf.wr.num_sge = 1;
             buf.posted = true;
-            first = &raw mut buf.wr;
+            first = buf.mem.prepare(buf.cqe.as_raw(), first);
         }
         // SAFETY: Receives into mapped buffers that stay until their completion.
         let mut unposted = match unsafe { self.post_recv(first) } {

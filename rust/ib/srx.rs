@@ -15,11 +15,8 @@ use super::{
         Wc, //
     },
     device::Link,
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
     domain::Domain,
+    rxmem::RxMem,
     server::{
         Entry,
         Service,
@@ -56,13 +53,9 @@ use kernel::{
 #[repr(C)]
 pub(super) struct RxBuf<S: Service> {
     cqe: Cqe,
-    wr: bindings::ib_recv_wr,
-    sge: bindings::ib_sge,
-    buf: DmaBuf,
+    mem: RxMem,
     /// Where it is in `posted_rxs`.
     number: usize,
-    /// Bytes of the message, not more than the buffer has.
-    len: usize,
     shared: Arc<Shared<S>>,
     link: Option<KBox<Self>>,
 }
@@ -88,17 +81,12 @@ impl<S: Service> RxBuf<S> {
         number: u32,
         size: u32,
     ) -> Result<KBox<Self>> {
-        // CAST: At most 64 KiB.
-        let buf = DmaBuf::new(domain, size as usize, Direction::FromDevice)?;
         Ok(KBox::new(
             Self {
                 cqe: Self::entry(),
-                wr: pin_init::zeroed(),
-                sge: buf.sge(size),
-                buf,
+                mem: RxMem::new(domain, size)?,
                 // CAST: 32 bits fit.
                 number: number as usize,
-                len: 0,
                 shared: shared.clone(),
                 link: None,
             },
@@ -115,9 +103,7 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
         shared.note_rx(this.number, core::ptr::null_mut());
         match wc.ok() {
             Ok(wc) => {
-                // CAST: `usize` is at least 32 bits.
-                this.len = (wc.byte_len() as usize).min(this.buf.len());
-                this.buf.for_cpu(this.len);
+                this.mem.filled(wc.byte_len());
                 shared.life.note_heard();
                 shared.service().received(Message(ManuallyDrop::new(this)));
             }
@@ -135,7 +121,7 @@ pub(crate) struct Message<S: Service>(ManuallyDrop<KBox<RxBuf<S>>>);
 impl<S: Service> Message<S> {
     /// The bytes of the message, as the peer chose them.
     pub(crate) fn bytes(&self) -> &[u8] {
-        self.0.buf.bytes().get(..self.0.len).unwrap_or(&[])
+        self.0.mem.message()
     }
 }
 
@@ -191,15 +177,10 @@ impl<S: Service> Shared<S> {
         }
         let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
         while let Some(buf) = pool.free.pop() {
-            buf.buf.for_device(buf.buf.len());
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
             let buf = unsafe { &mut *raw };
-            buf.wr.next = first;
-            buf.wr.__bindgen_anon_1.wr_cqe = buf.cqe.as_raw();
-            buf.wr.sg_list = &raw mut buf.sge;
-            buf.wr.num_sge = 1;
-            first = &raw mut buf.wr;
+            first = buf.mem.prepare(buf.cqe.as_raw(), first);
             self.note_rx(buf.number, raw);
         }
         if first.is_null() {
