@@ -10,6 +10,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    cpu::CpuId,
     prelude::*,
     str::as_char_ptr_in_const_context,
     sync::atomic::{
@@ -41,18 +42,44 @@ impl Tunable {
     }
 }
 
+/// Parts of a counter. More processors than that share them.
+const PARTS: usize = 32;
+
+/// Part of a counter, in a cache line of its own.
+#[repr(align(64))]
+struct Part(Atomic<u64>);
+
 /// A number that only grows, until an administrator writes to it: that makes it 0.
-pub(crate) struct Counter(Atomic<u64>);
+///
+/// It is the sum of its parts, modulo 2^64. Each processor adds to one of them, so that connections
+/// whose threads run on different processors do not wait for each other here.
+pub(crate) struct Counter([Part; PARTS]);
 
 impl Counter {
     /// A counter at 0.
     pub(crate) const fn new() -> Self {
-        Self(Atomic::new(0))
+        Self([const { Part(Atomic::new(0)) }; PARTS])
     }
 
     /// Counts `n`.
     pub(crate) fn add(&self, n: u64) {
-        self.0.add(n, Relaxed);
+        // It is of no importance if the thread moves to another processor meanwhile.
+        // CAST: 32 bits fit.
+        let cpu = CpuId::current().as_u32() as usize;
+        if let Some(part) = self.0.get(cpu % PARTS) {
+            part.0.add(n, Relaxed);
+        }
+    }
+
+    fn get(&self) -> u64 {
+        let parts = self.0.iter().map(|part| part.0.load(Relaxed));
+        parts.fold(0, u64::wrapping_add)
+    }
+
+    fn reset(&self) {
+        for part in &self.0 {
+            part.0.store(0, Relaxed);
+        }
     }
 }
 
@@ -68,13 +95,13 @@ impl Gauge {
 
     /// There are `n` more.
     pub(crate) fn add(&self, n: u64) {
-        self.0 .0.add(n, Relaxed);
+        self.0.add(n);
     }
 
     /// There are `n` fewer.
     pub(crate) fn sub(&self, n: u64) {
         // Arithmetic is modulo 2^64.
-        self.0 .0.add(n.wrapping_neg(), Relaxed);
+        self.0.add(n.wrapping_neg());
     }
 }
 
@@ -94,7 +121,7 @@ unsafe extern "C" fn show_counter(
     // SAFETY: `data` is a static counter, or a gauge, which is one.
     let counter = unsafe { &*(*table).data.cast::<Counter>() };
     if write != 0 {
-        counter.0.store(0, Relaxed);
+        counter.reset();
         return 0;
     }
     // 64 bits have at most 20 digits.
@@ -106,7 +133,7 @@ unsafe extern "C" fn show_counter(
             text.as_mut_ptr(),
             text.len(),
             c"%llu\n".as_char_ptr(),
-            counter.0.load(Relaxed),
+            counter.get(),
         );
         let text = text
             .get(..usize::try_from(written).unwrap_or(0))
