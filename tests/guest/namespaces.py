@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Mounts from many network namespaces at once, and namespaces that go while something is mounted.
+
+Each namespace has an RDMA device of its own, on a link to its guest, which forwards. All devices can
+be used from everywhere (the only way for rxe), so the address that the server sees has to tell whether
+a connection was made in the namespace of its mount.
+
+32 mounts are from 8 namespaces, as each device has sysfs files in each namespace, 3000 of them; with
+LONG, from 32 namespaces.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import subprocess
+
+from lib import *
+
+MOUNTS = 32
+COUNT = 32 if LONG else 8
+SIZE = 512 << 10
+US, SUBNET = "10.0.0.2", "10.1"
+
+
+class Net:
+    """A network namespace."""
+
+    def __init__(self, number):
+        self.name, self.outside = f"n{number}", f"h{number}"
+        self.gateway, self.address = f"{SUBNET}.{number}.1", f"{SUBNET}.{number}.2"
+
+    @contextlib.contextmanager
+    def inside(self):
+        """Within the body this thread, and what it starts, are there."""
+        with open("/proc/thread-self/ns/net") as here, open(f"/run/netns/{self.name}") as there:
+            os.setns(there.fileno(), os.CLONE_NEWNET)
+            try:
+                yield
+            finally:
+                os.setns(here.fileno(), os.CLONE_NEWNET)
+
+    def furnish(self):
+        """An address, an RDMA device, and a name: for the server, a guest is one client otherwise."""
+        with self.inside():
+            batch("ip", f"addr add {self.address}/24 dev e0", "link set e0 up", "link set lo up",
+                  f"route add default via {self.gateway}")
+            run("rdma", "link", "add", self.name, "type", RDMA, "netdev", "e0")
+            folder = f"/tmp/sys.{self.name}"
+            os.makedirs(folder)
+            run("mount", "-t", "sysfs", "sysfs", folder)
+            write(f"{folder}/fs/nfs/net/nfs_client/identifier", self.name)
+            run("umount", folder)
+            os.rmdir(folder)
+
+    def has_ended(self):
+        """Whether it is no more: then both ends of its link have gone."""
+        return not os.path.exists(f"/sys/class/net/{self.outside}")
+
+
+class Mount:
+    """A mount from a namespace."""
+
+    def __init__(self, net, vers, number):
+        self.net, self.vers, self.name = net, vers, f"{net.name}-{vers}"
+        self.at, self.data = f"/mnt/{self.name}", random_bytes(SIZE, number)
+
+    def mount(self):
+        with self.net.inside():
+            mount(self.vers, at=self.at)
+
+    def work(self, folder):
+        """A file is written, and read from the server again."""
+        path = f"{self.at}/{folder}/{self.name}"
+        write_file(path, self.data, direct=True, block=128 << 10)
+        equal(sha(read_file(path, direct=True, block=128 << 10)), sha(self.data), f"read of {path}")
+
+
+def batch(tool, *lines):
+    write("/tmp/batch", "\n".join(lines) + "\n")
+    run(tool, "-b", "/tmp/batch")
+
+
+def at_once(job, these):
+    with concurrent.futures.ThreadPoolExecutor(len(these)) as pool:
+        for result in [pool.submit(job, this) for this in these]:
+            result.result()
+
+
+@contextlib.contextmanager
+def namespaces(count):
+    """So many of them, with links and devices. At the end, they have to end within a minute."""
+    nets = [Net(number) for number in range(count)]
+    forward = read("/proc/sys/net/ipv4/ip_forward")
+    write("/proc/sys/net/ipv4/ip_forward", "1")
+    on_server(f"ip route replace {SUBNET}.0.0/16 via {US}")
+    try:
+        batch("ip", *(line for net in nets for line in (
+            f"netns add {net.name}",
+            f"link add {net.outside} mtu 9000 type veth peer name e0 mtu 9000 netns {net.name}",
+            f"addr add {net.gateway}/24 dev {net.outside}", f"link set {net.outside} up")))
+        for net in nets:
+            net.furnish()
+        yield nets
+    finally:
+        for net in nets:
+            run("ip", "netns", "delete", net.name, ok=False)
+        for path in nfs_mounts():
+            run("umount", "-f", "-l", path, ok=False)
+        on_server(f"ip route delete {SUBNET}.0.0/16")
+        write("/proc/sys/net/ipv4/ip_forward", forward)
+        ended(nets)
+
+
+def ended(nets):
+    begun = time.monotonic()
+    wait_for(lambda: all(net.has_ended() for net in nets), 60, "the namespaces have ended")
+    say(f"the namespaces ended after {time.monotonic() - begun:.1f} s")
+
+
+def peers():
+    """Where the server's connections with namespaces come from: {address: how many}."""
+    found = [line.get("dst-addr", "").rpartition(":")[0]
+             for line in json.loads(on_server("rdma -j resource show cm_id"))]
+    return {address: found.count(address) for address in found if address.startswith(SUBNET + ".")}
+
+
+with check(f"{MOUNTS} mounts from {COUNT} namespaces: files at once", 400), \
+        server_folder("nets") as folder, namespaces(COUNT) as nets:
+    mounts = [Mount(nets[number % COUNT], VERSIONS[(number + number // COUNT) % 4], number)
+              for number in range(MOUNTS)]
+    at_once(Mount.mount, mounts)
+    equal(peers(), {net.address: MOUNTS // COUNT for net in nets}, "connections of the server")
+    at_once(lambda each: each.work("nets"), mounts)
+    equal(server_sums(folder), {each.name: sha(each.data) for each in mounts}, "sums on the server")
+    # What is mounted keeps its namespace.
+    for net in nets[:2]:
+        run("ip", "netns", "delete", net.name)
+    at_once(lambda each: each.work("nets"), [each for each in mounts if each.net in nets[:2]])
+    expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
+    run("umount", *(each.at for each in mounts))
+    wait_for(lambda: not peers(), 20, "the server has closed the connections")
+    ended(nets[:2])
+
+with check("namespaces whose processes are killed at work: mounts go with them", 200), \
+        server_folder("nets") as folder, namespaces(2) as nets:
+    works = []
+    try:
+        for net, vers in zip(nets, ("3", "4.2")):
+            # This makes a mount namespace too, so that the process alone holds the mount.
+            os.makedirs(f"/mnt/{net.name}", exist_ok=True)
+            works.append(subprocess.Popen(
+                ["ip", "netns", "exec", net.name, "sh", "-c",
+                 f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{net.name} && "
+                 f"while :; do cp /bin/bash /mnt/{net.name}/nets/{net.name}; done"],
+                start_new_session=True))
+        wait_for(lambda: len(on_server(f"find {folder} -size +100k").split()) == 2, 60,
+                 "both are at work")
+        for net in nets:
+            run("ip", "netns", "delete", net.name)
+        expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
+        equal(peers(), {net.address: 1 for net in nets}, "connections of the server")
+    finally:
+        for each in works:
+            os.killpg(each.pid, 9)
+            each.wait(60)
+    ended(nets)
+    wait_for(lambda: not peers(), 20, "the server has closed the connections")
+done()
