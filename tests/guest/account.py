@@ -43,8 +43,21 @@ def memory_once():
     pages = (kib["MemTotal"] - sum(kib.get(name, 0) for name in known)) << 10
     # Free pages that a processor keeps for itself.
     pages -= sum(map(int, re.findall(r"(?m)^ +count: +(\d+)", read("/proc/zoneinfo")))) * 4096
-    return {"slab": kib["SUnreclaim"] << 10, "vmalloc": kib["VmallocUsed"] << 10,
+    return {"slab": (kib["SUnreclaim"] << 10) - unused(), "vmalloc": kib["VmallocUsed"] << 10,
             "percpu": kib["Percpu"] << 10, "pages": pages}
+
+
+def unused():
+    """Bytes of slabs without an object in them: they stay where the objects around them do.
+
+    (The files of sysfs for the RDMA devices of namespaces.py left 1.5 MiB of that, the first time.)
+    """
+    total = 0
+    for line in read("/proc/slabinfo").splitlines()[2:]:
+        name, active, all_of_them, size = line.split()[:4]
+        if read(f"/sys/kernel/slab/{name}/reclaim_account").strip() == "0":
+            total += (int(all_of_them) - int(active)) * int(size)
+    return total
 
 
 def slabs():
