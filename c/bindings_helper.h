@@ -52,6 +52,8 @@
 #include <rdma/rdma_cm.h>
 #include <rdma/rw.h>
 
+#include "trace.h"
+
 /*
  * Constants that bindgen cannot evaluate, or gets wrong: HZ is first defined by a userspace header,
  * and that value is the one it finds. Kbuild strips the prefix.

@@ -34,6 +34,7 @@ use crate::{
         Conn,
         Params, //
     },
+    rt::ratelimit::say,
     sunrpc::{
         BcReply,
         ClientStats,
@@ -44,6 +45,7 @@ use crate::{
         SendRqst,
         Xprt, //
     },
+    trace,
     wire::{
         self,
         PrivateData, //
@@ -107,39 +109,9 @@ impl ClientTransport for Rdma {
     }
 
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result {
-        let send_size = tunables::max_inline_write();
-        let recv_size = tunables::max_inline_read();
-        let private = PrivateData {
-            remote_invalidation: true,
-            send_size,
-            recv_size,
-        };
-        xprt.reset_window();
-        let conn = Conn::connect(
-            &Params {
-                net: xprt.net(),
-                dst: &xprt.addr(),
-                requests: xprt.max_reqs(),
-                min_requests: MIN_REQUESTS,
-                extra: Self::BC_SLOTS,
-                tx_bytes: send_size,
-                rx_bytes: recv_size,
-                max_pages: MAX_PAGES,
-                extra_regions: 2,
-                max_regions: MAX_SEGMENTS,
-                private: &private.encode(),
-                msecs: CONNECT_MSECS,
-                wanted: &|| !xprt.is_abandoned(),
-            },
-            |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
-            |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),
-        )?;
-        let inline = conn.proto().inline();
-        xprt.inner()
-            .inline
-            .store(inline.send.min(inline.recv), Relaxed);
-        lock.0 = Some(conn);
-        Ok(())
+        let result = connect(xprt, lock);
+        report(xprt, lock, &result);
+        result
     }
 
     fn news() -> u32 {
@@ -150,6 +122,7 @@ impl ClientTransport for Rdma {
         let Some(conn) = lock.0.take() else {
             return;
         };
+        trace::xprtrdma_disconnect(|| (xprt.traced(), 0, 1));
         let proof = conn.shutdown();
         xprt.for_each_slot(|slot| slot.sweep(&proof));
     }
@@ -163,9 +136,12 @@ impl ClientTransport for Rdma {
         let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
         let shape = Shape::new(conn.proto(), rqst);
         let stats = &xprt.inner().stats;
-        let result = marshal::send(conn, rqst, &shape, stats);
+        let result = marshal::send(xprt, conn, rqst, &shape, stats);
         if matches!(result, Err(ref e) if !matches!(e, SendError::NotConnected)) {
             stats.failed_marshal.inc();
+        }
+        if let Err(e) = result {
+            marshal::trace_failure(conn, rqst, e);
         }
         wait_for_room(xprt, lock, result)
     }
@@ -176,6 +152,7 @@ impl ClientTransport for Rdma {
         rqst: &mut BcReply<'_, Self>,
     ) -> Result<(), SendError> {
         let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
+        trace::xprtrdma_cb_reply(|| (xprt.traced(), rqst.xid()));
         let result = marshal::send_bc_reply(conn, rqst, Self::BC_SLOTS);
         wait_for_room(xprt, lock, result)
     }
@@ -199,6 +176,86 @@ impl ClientTransport for Rdma {
 
     fn stats(&self) -> ClientStats {
         self.stats.read()
+    }
+}
+
+/// Connects, and notes what the connection can do.
+fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
+    let send_size = tunables::max_inline_write();
+    let recv_size = tunables::max_inline_read();
+    let private = PrivateData {
+        remote_invalidation: true,
+        send_size,
+        recv_size,
+    };
+    xprt.reset_window();
+    let conn = Conn::connect(
+        &Params {
+            net: xprt.net(),
+            dst: &xprt.addr(),
+            requests: xprt.max_reqs(),
+            min_requests: MIN_REQUESTS,
+            extra: Rdma::BC_SLOTS,
+            tx_bytes: send_size,
+            rx_bytes: recv_size,
+            max_pages: MAX_PAGES,
+            extra_regions: 2,
+            max_regions: MAX_SEGMENTS,
+            private: &private.encode(),
+            msecs: CONNECT_MSECS,
+            wanted: &|| !xprt.is_abandoned(),
+        },
+        |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
+        |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),
+    )?;
+    let inline = conn.proto().inline();
+    xprt.inner()
+        .inline
+        .store(inline.send.min(inline.recv), Relaxed);
+    lock.0 = Some(conn);
+    Ok(())
+}
+
+/// Tells how an attempt to connect has ended.
+fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
+    let rc = result.map_or_else(Error::to_errno, |()| 0);
+    trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
+    let server = xprt.addr();
+    match (result, &lock.0) {
+        (Ok(()), Some(conn)) => {
+            let endpoint = conn.proto();
+            let inline = endpoint.inline();
+            trace::xprtrdma_inline_thresh(|| {
+                let (src, dst) = conn.addresses();
+                let segments = endpoint.segments;
+                (
+                    inline.send,
+                    inline.recv,
+                    wire::usable_send(inline.send, segments).unwrap_or(0),
+                    wire::usable_recv(inline.recv, segments).unwrap_or(0),
+                    src,
+                    dst,
+                )
+            });
+            say!(
+                pr_info,
+                "connected to server {} by device {}: {} credits, messages of {} and {} bytes\n",
+                server.text(),
+                endpoint.device,
+                endpoint.requests,
+                inline.send,
+                inline.recv
+            );
+        }
+        (Err(e), _) if !xprt.is_abandoned() => {
+            say!(
+                pr_warn,
+                "cannot connect to server {}: {:?}\n",
+                server.text(),
+                e
+            );
+        }
+        _ => {}
     }
 }
 

@@ -61,7 +61,8 @@ pub(crate) use self::{
     },
     device::{
         device_news,
-        Client, //
+        Client,
+        DeviceName, //
     },
     dma::MESSAGE_BYTES,
     expose::{

@@ -6,6 +6,7 @@
 //! wire            headers and chunk lists: pure functions over bytes
 //! rt              small wrappers of kernel facilities
 //! ib, sunrpc      safe RDMA connections, safe RPC transports
+//! trace           the tracepoints, which all but wire may call
 //! client          the RPC client transport, in safe Rust, on top of all of these
 //! ```
 
@@ -19,6 +20,7 @@ mod ib;
 mod rt;
 mod server;
 mod sunrpc;
+mod trace;
 pub mod wire;
 
 module! {

@@ -14,6 +14,8 @@ pub(crate) mod net;
 pub(crate) mod pages;
 pub(crate) mod pagevec;
 pub(crate) mod queue;
+pub(crate) mod ratelimit;
 pub(crate) mod stack;
 pub(crate) mod sysctl;
 pub(crate) mod ticker;
+pub(crate) mod trace;

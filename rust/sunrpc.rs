@@ -80,6 +80,9 @@ pub(crate) trait SlotState: Sized + Send + Sync + 'static {
     /// same slot is being prepared. May sleep.
     fn reclaim(&self) -> PayloadLease;
 
+    /// Whether a peer may reach the request's memory, for tracepoints. Must not sleep.
+    fn is_exposed(&self) -> bool;
+
     /// Takes the lease that [`Self::reclaim`] gave.
     fn restore(&self, lease: PayloadLease);
 }

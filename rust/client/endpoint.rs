@@ -10,16 +10,19 @@ use super::{
 use crate::{
     ib::{
         Cx,
+        DeviceName,
         Exposed,
         Limits,
         Lost,
         Protocol,
         RxMsg, //
     },
+    rt::ratelimit::say,
     sunrpc::{
         PayloadLease,
         XprtHandle, //
     },
+    trace,
     wire::{
         self,
         Inline,
@@ -39,6 +42,7 @@ use kernel::{
 
 /// A connection, as its completion handlers see it.
 pub(super) struct Endpoint {
+    pub(super) device: DeviceName,
     pub(super) xprt: XprtHandle<Rdma>,
     pub(super) stats: Arc<Stats>,
     /// What every call asks for, and the most that is granted.
@@ -55,6 +59,7 @@ impl Endpoint {
     /// A connection that is being set up: RPC-over-RDMA version 1 without any extension.
     pub(super) fn new(xprt: XprtHandle<Rdma>, stats: Arc<Stats>, limits: &Limits) -> Self {
         Self {
+            device: limits.device,
             xprt,
             stats,
             requests: limits.requests,
@@ -115,11 +120,33 @@ impl Protocol for Endpoint {
     }
 
     fn regions_created(&self, count: u32) {
+        trace::xprtrdma_createmrs(|| (self.xprt.traced(), count));
         // CAST: A small number.
         self.stats.mrs_allocated.add(count as usize);
     }
 
-    fn lost(&self, _why: Lost) {
+    #[inline]
+    fn receives_posted(&self, queue: u32, count: usize, ring: u32, result: Result) {
+        // CAST: Hundreds.
+        let (count, ring) = (count as u32, ring as i32);
+        trace::xprtrdma_post_recvs(|| (self.xprt.traced(), queue, count, ring));
+        if let Err(e) = result {
+            trace::xprtrdma_post_recvs_err(|| (self.xprt.traced(), queue, e.to_errno()));
+        }
+    }
+
+    fn lost(&self, why: Lost) {
+        let server = self.xprt.addr();
+        if why == Lost::DeviceRemoved {
+            trace::xprtrdma_device_removal(|| (self.device.as_c_str(), server));
+        }
+        say!(
+            pr_notice,
+            "connection to server {} by device {} is lost: {}\n",
+            server.text(),
+            self.device,
+            why
+        );
         self.xprt.force_disconnect();
     }
 }

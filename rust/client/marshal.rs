@@ -25,7 +25,12 @@ use crate::{
         Parts,
         SendError,
         SendRqst,
-        XdrView, //
+        XdrView,
+        Xprt, //
+    },
+    trace::{
+        self,
+        Travel, //
     },
     wire::{
         self,
@@ -57,6 +62,45 @@ enum Results {
     WriteChunk,
     /// All of the message may be a Reply chunk.
     ReplyChunk,
+}
+
+impl Args {
+    fn traced(self, call: &XdrView<'_>) -> Travel {
+        match self {
+            Self::Inline if call.page_len().saturating_add(call.tail_len()) == 0 => Travel::Inline,
+            Self::Inline => Travel::Pullup,
+            Self::ReadChunk => Travel::ReadList,
+            Self::Long => Travel::LongCall,
+        }
+    }
+}
+
+impl Results {
+    fn traced(self) -> Travel {
+        match self {
+            Self::Inline => Travel::Inline,
+            Self::WriteChunk => Travel::WriteList,
+            Self::ReplyChunk => Travel::ReplyChunk,
+        }
+    }
+}
+
+/// The chunk that memory is exposed for.
+#[derive(Clone, Copy)]
+enum Chunk {
+    /// A Read chunk at a position.
+    Read(u32),
+    Write,
+    Reply,
+}
+
+impl Chunk {
+    fn access(self) -> Access {
+        match self {
+            Self::Read(_) => Access::Read,
+            Self::Write | Self::Reply => Access::Write,
+        }
+    }
 }
 
 /// The shape of a call.
@@ -115,6 +159,7 @@ impl Shape {
 /// An error other than [`SendError::NotConnected`] means that nothing was sent, and that the
 /// request is as it was before.
 pub(super) fn send(
+    xprt: &Xprt<Rdma>,
     conn: &mut Conn<Endpoint>,
     rqst: &mut SendRqst<'_, Rdma>,
     shape: &Shape,
@@ -139,6 +184,7 @@ pub(super) fn send(
     let (buf, regions) = tx.split();
     let mut message = Message {
         shape,
+        xprt,
         rqst,
         regions,
         pad,
@@ -153,6 +199,8 @@ pub(super) fn send(
         }
     };
     rqst.stamp();
+    let task = || rqst.traced();
+    trace::xprtrdma_post_send(|| (tx.cid(), task(), 1, tx.is_signalled()));
 
     if set.is_empty() {
         {
@@ -162,6 +210,7 @@ pub(super) fn send(
         slot.put(Memory::Home(set.cancel()));
         return tx.send(len).map_err(|_| SendError::NotConnected);
     }
+    trace::xprtrdma_mr_fastreg(|show| set.traced(|mr| show((task(), mr))));
     // The lock is held while the call is posted: a reply that is there before the set is in its
     // place has to wait.
     let mut state = slot.lock();
@@ -174,6 +223,7 @@ pub(super) fn send(
 /// A call that is being put together.
 struct Message<'m, 'a> {
     shape: &'m Shape,
+    xprt: &'m Xprt<Rdma>,
     rqst: &'m SendRqst<'a, Rdma>,
     regions: Regions<'m, Endpoint>,
     pad: Option<Handle>,
@@ -202,6 +252,19 @@ impl Message<'_, '_> {
                 0
             }
         };
+        trace::xprtrdma_marshal(|| {
+            let len = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+            (
+                self.rqst.traced(),
+                self.rqst.xid(),
+                len(header),
+                len(call.head_len()),
+                len(call.page_len()),
+                len(call.tail_len()),
+                self.shape.args.traced(&call),
+                self.shape.results.traced(),
+            )
+        });
         Ok((header, header.saturating_add(inline)))
     }
 
@@ -219,14 +282,14 @@ impl Message<'_, '_> {
                 // CAST: The head is shorter than the inline threshold.
                 let position = call.head_len() as u32;
                 let part = self.rqst.call_part(Parts::PAGES);
-                let count = self.expose(&part, Access::Read, |segment| {
+                let count = self.expose(&part, Chunk::Read(position), |segment| {
                     reads.read_segment(position, segment)
                 })?;
                 self.stats.read_chunk.add(count);
             }
             Args::Long => {
                 let part = self.rqst.call_part(Parts::ALL);
-                let count = self.expose(&part, Access::Read, |segment| {
+                let count = self.expose(&part, Chunk::Read(0), |segment| {
                     reads.read_segment(0, segment)
                 })?;
                 self.stats.read_chunk.add(count);
@@ -237,10 +300,11 @@ impl Message<'_, '_> {
         if self.shape.results == Results::WriteChunk {
             let mut chunk = writes.begin_chunk()?;
             let part = self.rqst.reply_part(Parts::PAGES);
-            let mut count = self.expose(&part, Access::Write, |segment| chunk.segment(segment))?;
+            let mut count = self.expose(&part, Chunk::Write, |segment| chunk.segment(segment))?;
             if self.shape.pad {
                 let pad = self.pad.ok_or(SendError::Io)?;
                 chunk.segment(segment(&pad))?;
+                trace::xprtrdma_chunk_wp(|| (self.rqst.traced(), traced(&pad), true));
                 count = count.saturating_add(1);
                 // CAST: A few bytes.
                 self.stats.rdma_request.add(pad.len as usize);
@@ -254,7 +318,7 @@ impl Message<'_, '_> {
         if self.shape.results == Results::ReplyChunk {
             let mut chunk = last.begin_chunk()?;
             let part = self.rqst.reply_part(Parts::ALL);
-            let count = self.expose(&part, Access::Write, |segment| chunk.segment(segment))?;
+            let count = self.expose(&part, Chunk::Reply, |segment| chunk.segment(segment))?;
             self.stats.reply_chunk.add(count);
             self.stats
                 .rdma_request
@@ -269,10 +333,12 @@ impl Message<'_, '_> {
     fn expose(
         &mut self,
         part: &MsgPart<'_>,
-        access: Access,
+        chunk: Chunk,
         mut name: impl FnMut(Segment) -> Result<(), WireError>,
     ) -> Result<usize, SendError> {
         let (most, pool) = (self.shape.segments, &self.regions);
+        let (rqst, xprt) = (self.rqst, self.xprt);
+        let task = || rqst.traced();
         let mut left = part.len();
         let mut count = 0usize;
         let take = || {
@@ -280,13 +346,23 @@ impl Message<'_, '_> {
                 return Err(SendError::MsgSize);
             }
             count = count.saturating_add(1);
-            pool.take().ok_or(SendError::Again)
+            pool.take().ok_or_else(|| {
+                trace::xprtrdma_nomrs_err(|| (task(), xprt.traced()));
+                SendError::Again
+            })
         };
         self.set
-            .expose(part, access, self.rqst.xid(), take, |handle| {
+            .expose(part, chunk.access(), rqst.xid(), take, |named| {
+                trace::xprtrdma_mr_map(|| (task(), named.traced()));
+                let (mr, last) = (|| named.traced(), named.is_last);
+                match chunk {
+                    Chunk::Read(at) => trace::xprtrdma_chunk_read(|| (task(), at, mr(), last)),
+                    Chunk::Write => trace::xprtrdma_chunk_write(|| (task(), mr(), last)),
+                    Chunk::Reply => trace::xprtrdma_chunk_reply(|| (task(), mr(), last)),
+                }
                 // CAST: `usize` is at least 32 bits.
-                left = left.saturating_sub(handle.len as usize);
-                Ok(name(segment(handle))?)
+                left = left.saturating_sub(named.handle.len as usize);
+                Ok(name(segment(&named.handle))?)
             })?;
         // A page is missing.
         if left != 0 {
@@ -315,6 +391,31 @@ fn segment(handle: &Handle) -> Segment {
         handle: handle.rkey,
         length: handle.len,
         offset: handle.addr,
+    }
+}
+
+/// The memory for padding, for tracepoints.
+fn traced(pad: &Handle) -> trace::Mr {
+    let segment = segment(pad);
+    trace::Mr {
+        nents: 1,
+        seg: trace::Segment {
+            handle: segment.handle,
+            length: segment.length,
+            offset: segment.offset,
+        },
+        ..trace::Mr::default()
+    }
+}
+
+/// Tells why a call was not sent.
+#[inline]
+pub(super) fn trace_failure(conn: &Conn<Endpoint>, rqst: &SendRqst<'_, Rdma>, error: SendError) {
+    let rc = error.errno().to_errno();
+    if error == SendError::NotConnected {
+        trace::xprtrdma_post_send_err(|| (conn.tx_queue(), rqst.traced(), rc));
+    } else {
+        trace::xprtrdma_marshal_failed(|| (rqst.traced(), rqst.xid(), rc));
     }
 }
 

@@ -16,12 +16,19 @@ use crate::{
         Exposed,
         RxMsg, //
     },
+    rt::{
+        err,
+        ratelimit::say, //
+    },
     sunrpc::{
         PayloadLease,
         PinnedRqst, //
     },
+    trace,
     wire::{
         self,
+        ChunkLists,
+        ErrorBody,
         Fixed,
         ReplyBody, //
     },
@@ -78,7 +85,7 @@ fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, Pinn
         .ok()
         .filter(|(fixed, _)| fixed.version == wire::VERSION)
     else {
-        endpoint.stats.bad_reply.inc();
+        not_ours(endpoint, msg);
         return None;
     };
     if wire::is_backward_call(msg.bytes()) {
@@ -90,22 +97,61 @@ fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, Pinn
         }
         return None;
     }
-    let rqst = endpoint.xprt.lookup(fixed.xid)?;
+    let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
+        let peer = || endpoint.xprt.traced();
+        trace::xprtrdma_reply_rqst_err(|| (peer(), fixed.xid, fixed.version, fixed.proc));
+        return None;
+    };
+    trace::xprtrdma_reply(|| (rqst.traced(), fixed.xid, fixed.credits));
     Some((fixed, rqst))
+}
+
+/// A message without an XID that could be relied on.
+#[cold]
+fn not_ours(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
+    endpoint.stats.bad_reply.inc();
+    let peer = || endpoint.xprt.traced();
+    match Fixed::decode(msg.bytes()) {
+        Ok((fixed, _)) => {
+            trace::xprtrdma_reply_vers_err(|| (peer(), fixed.xid, fixed.version, fixed.proc))
+        }
+        Err(_) => trace::xprtrdma_reply_short_err(|| (peer(), 0, 0, 0)),
+    }
+    say!(
+        pr_warn,
+        "server {} by device {}: a message too short, or of another version\n",
+        endpoint.xprt.addr().text(),
+        endpoint.device
+    );
 }
 
 /// The peer does what no peer may do: nothing that it says can be relied on.
 #[cold]
 fn violation(endpoint: &Endpoint) {
     endpoint.stats.bad_reply.inc();
+    say!(
+        pr_warn,
+        "server {} by device {}: its message does what none may do, connecting anew\n",
+        endpoint.xprt.addr().text(),
+        endpoint.device
+    );
     endpoint.xprt.force_disconnect();
 }
 
 /// A call from the server (RFC 8167; rows B3 to B5).
 fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
     let body = msg.bytes().get(wire::HDR_MIN..).unwrap_or(&[]);
+    trace::xprtrdma_cb_call(|| {
+        let xid = Fixed::decode(msg.bytes()).map_or(0, |(fixed, _)| fixed.xid);
+        (endpoint.xprt.traced(), xid)
+    });
     if endpoint.xprt.bc_call(body).is_err() {
-        pr_warn!("callback overflow: the server exceeds its credits\n");
+        say!(
+            pr_warn,
+            "server {} by device {}: callback overflow: the server exceeds its credits\n",
+            endpoint.xprt.addr().text(),
+            endpoint.device
+        );
         endpoint.xprt.force_disconnect();
     }
 }
@@ -118,13 +164,22 @@ impl Reply {
                 // The server may choose any key of the call (RFC 8797, 4.1). This one is not only
                 // the call's.
                 self.pad_is_gone = true;
-            } else if set.remote_invalidated(proof).is_err() {
-                self.rqst.slot().put(Memory::Out(set));
-                violation(endpoint);
-                return;
+            } else {
+                trace::xprtrdma_mr_reminv(|show| {
+                    set.traced(|mr| {
+                        if mr.seg.handle == proof.rkey() {
+                            show((self.rqst.traced(), mr));
+                        }
+                    });
+                });
+                if set.remote_invalidated(proof).is_err() {
+                    self.rqst.slot().put(Memory::Out(set));
+                    violation(endpoint);
+                    return;
+                }
             }
         }
-        let set = match set.fenced() {
+        let mut set = match set.fenced() {
             Ok(lease) => {
                 self.rqst.slot().put(Memory::Home(lease));
                 self.finish(endpoint);
@@ -133,7 +188,9 @@ impl Reply {
             Err(set) => set,
         };
         endpoint.stats.local_inv.add(set.len());
+        trace::xprtrdma_mr_localinv(|show| set.traced(|mr| show((self.rqst.traced(), mr))));
         if let Err((set, this)) = cx.invalidate(set, self) {
+            trace::xprtrdma_post_linv_err(|| (this.rqst.traced(), err::enotconn().to_errno()));
             // The connection is lost: the RPC is sent again on the next one (row C97).
             this.rqst.slot().put(Memory::Out(set));
         }
@@ -169,7 +226,7 @@ impl Reply {
         let Self { mut rqst, msg, .. } = self;
         let len = place(endpoint, &mut rqst, &msg);
         if len.is_none() {
-            endpoint.stats.bad_reply.inc();
+            bad_reply(endpoint, &rqst, &msg);
         }
         // The slot outlives the request; its lock keeps the lease at home until the RPC layer has
         // the reply.
@@ -185,6 +242,48 @@ impl Reply {
             None => rqst.fail(lease, EIO),
         }
     }
+}
+
+/// A reply that names an RPC, which cannot have succeeded.
+#[cold]
+fn bad_reply(endpoint: &Endpoint, rqst: &PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>) {
+    endpoint.stats.bad_reply.inc();
+    let limits = wire::Limits {
+        max_segs: endpoint.segments.saturating_add(1),
+    };
+    let Ok((fixed, _)) = Fixed::decode(msg.bytes()) else {
+        return;
+    };
+    let task = || rqst.traced();
+    let what = match wire::decode_reply(msg.bytes(), &limits).map(|reply| reply.body) {
+        Ok(ReplyBody::Error(ErrorBody::Vers { low, high })) => {
+            trace::xprtrdma_err_vers(|| (task(), fixed.xid, low, high));
+            "it does not know this version of the protocol"
+        }
+        Ok(ReplyBody::Error(ErrorBody::Chunk)) => {
+            trace::xprtrdma_err_chunk(|| (task(), fixed.xid));
+            "it could not make sense of a call"
+        }
+        Ok(ReplyBody::Error(ErrorBody::Unknown(code))) => {
+            trace::xprtrdma_err_unrecognized(|| (task(), fixed.xid, code));
+            "it has answered with an error that does not exist"
+        }
+        _ => {
+            trace::xprtrdma_reply_hdr_err(|| {
+                let peer = endpoint.xprt.traced();
+                (peer, fixed.xid, fixed.version, fixed.proc)
+            });
+            "a reply makes no sense"
+        }
+    };
+    say!(
+        pr_warn,
+        "server {} by device {}: {}, XID {:#010x}\n",
+        endpoint.xprt.addr().text(),
+        endpoint.device,
+        what,
+        fixed.xid
+    );
 }
 
 /// Puts the inline part of a reply into its place. Returns the length of the RPC message, `None`
@@ -205,10 +304,34 @@ fn place(endpoint: &Endpoint, rqst: &mut PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>
             },
         }
     }
+    trace::xprtrdma_decode_seg(|show| {
+        let lists = Fixed::decode(msg.bytes()).and_then(|(_, rest)| ChunkLists::decode(rest));
+        for segment in lists.iter().flat_map(|(lists, _)| lists.segments()) {
+            show((trace::Segment {
+                handle: segment.handle,
+                length: segment.length,
+                offset: segment.offset,
+            },));
+        }
+    });
     match reply.body {
         ReplyBody::Msg { writes, inline, .. } => {
             let placed = writes.unwrap_or(0);
             let filled = rqst.fill(inline, placed);
+            if filled.copied != 0 {
+                trace::xprtrdma_fixup(|| {
+                    let view = rqst.reply();
+                    // CAST: Lengths of messages are 32 bits.
+                    let pages = view.page_len() as u32;
+                    (
+                        rqst.traced(),
+                        filled.copied,
+                        view.head_len(),
+                        pages,
+                        view.tail_len(),
+                    )
+                });
+            }
             // CAST: `usize` is at least 32 bits.
             endpoint.stats.rdma_reply.add(placed as usize);
             endpoint.stats.fixup_copy.add(filled.copied);

@@ -141,6 +141,10 @@ impl SlotState for Slot {
         }
     }
 
+    fn is_exposed(&self) -> bool {
+        matches!(self.lock().memory, Memory::Out(_))
+    }
+
     fn restore(&self, lease: PayloadLease) {
         self.put(Memory::Home(lease));
     }

@@ -386,6 +386,22 @@ impl Id {
         unsafe { bindings::rdma_disconnect(self.raw.as_ptr()) };
     }
 
+    /// Our address and the peer's.
+    pub(super) fn addresses(&self) -> (SockAddr, SockAddr) {
+        // SAFETY: By the type invariant. The storage has the length of any address; it does not
+        // change once the address is resolved.
+        unsafe {
+            let addr = &raw const (*self.raw.as_ptr()).route.addr;
+            let copy = |raw: *const bindings::sockaddr| {
+                SockAddr::copy_from(raw, SockAddr::MAX_LEN).unwrap_or_else(SockAddr::none)
+            };
+            (
+                copy((&raw const (*addr).src_addr).cast()),
+                copy((&raw const (*addr).dst_addr).cast()),
+            )
+        }
+    }
+
     /// The events of the identifier.
     pub(super) fn events(&self) -> &Arc<Events> {
         &self.events

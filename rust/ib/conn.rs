@@ -37,6 +37,7 @@ use crate::{
             KBuf,
             RawGfp, //
         },
+        net::SockAddr,
         pages::{
             Lease,
             Region, //
@@ -46,12 +47,14 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
+    fmt,
     page::PAGE_SIZE,
     prelude::*,
     str::CStr,
     sync::{
         atomic::{
             Full,
+            Relaxed,
             Release, //
         },
         Arc, //
@@ -82,6 +85,25 @@ pub(crate) enum Lost {
     Silent,
 }
 
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match *self {
+            Self::DeviceRemoved => "the device is being removed",
+            Self::Disconnected => "the peer has ended it, or the path to it",
+            Self::AddressChange => "our address is at another device now",
+            Self::CompletionError(status) => {
+                // SAFETY: The function returns a constant string for any number.
+                let text = unsafe { CStr::from_char_ptr(bindings::ib_wc_status_msg(status)) };
+                return f.write_fmt(fmt!("a work request failed: {text} ({status})"));
+            }
+            Self::PostFailed => "a work request could not be posted",
+            Self::InvalidateFailed => "memory could not be invalidated",
+            Self::QueueError => "the device reports an error of the queue pair",
+            Self::Silent => "the peer does not react",
+        })
+    }
+}
+
 /// What uses a connection.
 ///
 /// The methods are called from completion handlers of the connection, in process context, without
@@ -110,6 +132,9 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
 
     /// `count` memory regions were allocated.
     fn regions_created(&self, count: u32);
+
+    /// `count` Receives were posted, or not, to the queue with this number, for a ring of `ring`.
+    fn receives_posted(&self, queue: u32, count: usize, ring: u32, result: Result);
 
     /// The connection cannot go on: called at most once, from process context, and only if
     /// [`Conn::connect`] succeeds, but maybe before it returns. It must only schedule the shutdown.
@@ -235,6 +260,8 @@ impl<P: Protocol> Conn<P> {
         attr.cap.max_recv_sge = 1;
         attr.sq_sig_type = bindings::ib_sig_type_IB_SIGNAL_REQ_WR;
         attr.qp_type = bindings::ib_qp_type_IB_QPT_RC;
+        inner.queues.0.store(send_cq.id(), Relaxed);
+        inner.queues.1.store(recv_cq.id(), Relaxed);
         self.cqs = Some((send_cq, recv_cq));
         // SAFETY: `shutdown` destroys the queue pair before it drops the queues.
         let qp = unsafe { id.create_qp(domain, &mut attr) }?;
@@ -305,6 +332,19 @@ impl<P: Protocol> Conn<P> {
     /// Four bytes for a peer to write padding to.
     pub(crate) fn pad(&self) -> Option<Handle> {
         self.pad.as_ref().map(|pad| pad.handle)
+    }
+
+    /// Our address and the peer's.
+    pub(crate) fn addresses(&self) -> (SockAddr, SockAddr) {
+        match &self.id {
+            Some(id) => id.addresses(),
+            None => (SockAddr::none(), SockAddr::none()),
+        }
+    }
+
+    /// The number of the Sends' completion queue, for tracepoints.
+    pub(crate) fn tx_queue(&self) -> u32 {
+        self.inner.tx_queue()
     }
 
     /// What the protocol made of itself.

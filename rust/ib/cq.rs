@@ -10,7 +10,10 @@ use super::{
         Inner, //
     }, //
 };
-use crate::bindings;
+use crate::{
+    bindings,
+    trace, //
+};
 use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
@@ -32,10 +35,31 @@ impl WcErr {
     }
 }
 
-/// A completion of which the outcome is not known yet.
-pub(super) struct Wc<'a>(&'a bindings::ib_wc);
+/// A completion of which the outcome is not known yet, and its queue.
+///
+/// # Invariants
+///
+/// The pointer is a completion queue that stays for `'a`.
+#[derive(Clone, Copy)]
+pub(super) struct Wc<'a>(&'a bindings::ib_wc, *const bindings::ib_cq);
 
 impl<'a> Wc<'a> {
+    /// For tracepoints.
+    pub(super) fn traced(self) -> trace::Wc<'a> {
+        trace::Wc::new(self.0)
+    }
+
+    /// Names the work request for tracepoints: `number` is what its poster calls it.
+    pub(super) fn cid(self, number: u32) -> trace::Cid {
+        // SAFETY: By the type invariant; the number does not change.
+        trace::Cid::new(unsafe { (*self.1).res.id }, number)
+    }
+
+    /// Whether it comes from the end of the connection, rather than being the reason for it.
+    pub(super) fn is_flush(self) -> bool {
+        self.0.status == bindings::ib_wc_status_IB_WC_WR_FLUSH_ERR
+    }
+
     /// Distinguishes success, in which case the rest of the completion is valid.
     pub(super) fn ok(self) -> Result<WcOk<'a>, WcErr> {
         if self.0.status == bindings::ib_wc_status_IB_WC_SUCCESS {
@@ -139,8 +163,10 @@ unsafe extern "C" fn trampoline_in<X, T: CompletedIn<X>>(
     };
     // SAFETY: `Cq::with_context` stored an `X`, which outlives the queue.
     let cx = unsafe { &*(*cq).cq_context.cast::<X>() };
+    // INVARIANT: The queue stays for this call.
+    let wc = Wc(wc, cq);
     // SAFETY: `this` by the promise of `CompletedIn`: the entry is the first field of the `T`.
-    unsafe { T::completed_in(this, cx, Wc(wc)) };
+    unsafe { T::completed_in(this, cx, wc) };
 }
 
 /// # Safety
@@ -160,8 +186,10 @@ unsafe extern "C" fn trampoline<P: Protocol, T: Completed<P>>(
     };
     // SAFETY: `Cq::new` stored an `Inner<P>`, which outlives the queue.
     let inner = unsafe { &*(*cq).cq_context.cast::<Inner<P>>() };
+    // INVARIANT: The queue stays for this call.
+    let wc = Wc(wc, cq);
     // SAFETY: `this` by the promise of `Completed`: the entry is the first field of the `T`.
-    unsafe { T::completed(this, &Cx::new(inner), Wc(wc)) };
+    unsafe { T::completed(this, &Cx::new(inner), wc) };
 }
 
 /// A completion queue that is polled by a work item of the RDMA core.
@@ -225,6 +253,12 @@ impl Cq {
     /// The queue as C knows it.
     pub(super) fn as_raw(&self) -> *mut bindings::ib_cq {
         self.raw.as_ptr()
+    }
+
+    /// What `rdma resource show cq` calls it.
+    pub(super) fn id(&self) -> u32 {
+        // SAFETY: By the type invariant; the number does not change.
+        unsafe { (*self.raw.as_ptr()).res.id }
     }
 
     fn work(&self) -> *mut bindings::work_struct {

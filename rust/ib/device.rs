@@ -13,12 +13,15 @@ use crate::{
     bindings,
     rt::{
         completion::Completion,
-        err, //
+        err,
+        ratelimit::say, //
     },
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
+    fmt,
     prelude::*,
     str::CStr,
     sync::{
@@ -67,10 +70,43 @@ pub(crate) struct Caps {
     pub(crate) max_qp_rd_atom: u32,
 }
 
+/// A device's name, for messages: a copy.
+#[derive(Clone, Copy)]
+pub(crate) struct DeviceName([u8; DeviceName::LEN]);
+
+impl DeviceName {
+    /// What the RDMA core has for names.
+    const LEN: usize = 64;
+
+    /// Copies a name.
+    pub(crate) fn new(name: &CStr) -> Self {
+        let mut copy = [0; Self::LEN];
+        for (to, from) in copy.iter_mut().zip(name.to_bytes()) {
+            *to = *from;
+        }
+        // Longer ones do not exist.
+        copy[Self::LEN - 1] = 0;
+        Self(copy)
+    }
+
+    /// The name.
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.as_c_str(), f)
+    }
+}
+
 /// One device as long as we may use it.
 #[pin_data]
 struct Entry {
     dev: NonNull<bindings::ib_device>,
+    /// What it was called when it was added.
+    name: DeviceName,
     /// The table's own lease counts as one.
     leases: Refcount,
     #[pin]
@@ -136,9 +172,8 @@ impl DeviceLease {
 
     /// The device's name.
     pub(crate) fn name(&self) -> &CStr {
-        // SAFETY: The device is valid by the type invariant. Its name is changed in place when an
-        // administrator renames it, and stays terminated within the array.
-        unsafe { CStr::from_char_ptr((&raw const (*self.as_raw()).name).cast()) }
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { name_of(self.entry.dev.as_ptr()) }
     }
 
     /// The NUMA node that is near.
@@ -174,6 +209,8 @@ impl DeviceLease {
             return Err(err::enetunreach());
         }
         state.listeners.push((id, link), GFP_KERNEL)?;
+        // CAST: To tell them apart, the lower half will do.
+        trace::rpcrdma_client_register(|| (self.name(), trace::Callback, id as u32));
         Ok(Listening {
             entry: self.entry.clone(),
             id,
@@ -201,14 +238,23 @@ impl Drop for Listening {
             let index = state.listeners.iter().position(|(id, _)| *id == self.id);
             index.and_then(|index| state.listeners.remove(index).ok())
         };
+        if gone.is_some() {
+            let entry = &self.entry;
+            // CAST: As in `listen`.
+            trace::rpcrdma_client_unregister(|| {
+                (entry.name.as_c_str(), trace::Callback, self.id as u32)
+            });
+        }
         // Not under the lock: it may be the last reference.
         drop(gone);
     }
 }
 
 impl Entry {
+    /// One user less.
     fn put(&self) {
         if self.leases.dec_and_test() {
+            trace::rpcrdma_client_completion(|| (self.name.as_c_str(),));
             self.idle.complete_all();
         }
     }
@@ -268,18 +314,31 @@ impl PinnedDrop for Client {
 
 /// # Safety
 ///
+/// The device stays for the lifetime of the result.
+unsafe fn name_of<'a>(dev: *const bindings::ib_device) -> &'a CStr {
+    // SAFETY: The device is valid. Its name is changed in place when an administrator renames it,
+    // and stays terminated within the array.
+    unsafe { CStr::from_char_ptr((&raw const (*dev).name).cast()) }
+}
+
+/// # Safety
+///
 /// Called by the RDMA core with a device that is valid until `remove` for it returns.
 unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
+    // SAFETY: The device is valid.
+    let name = DeviceName::new(unsafe { name_of(dev) });
     let new = || -> Result {
         let entry = Arc::pin_init(
             try_pin_init!(Entry {
                 dev: NonNull::new(dev).ok_or(EINVAL)?,
+                name,
                 leases: Refcount::new(1),
                 idle <- Completion::new(),
                 state <- new_mutex!(State { removing: false, listeners: KVec::new() }),
             }),
             GFP_KERNEL,
         )?;
+        trace::rpcrdma_client_add_one(|| (entry.name.as_c_str(),));
         DEVICES.lock().push(entry, GFP_KERNEL)?;
         ADDED.add(1, Relaxed);
         Ok(())
@@ -297,13 +356,24 @@ unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mut c_void) {
         index.and_then(|index| devices.remove(index).ok())
     };
     let Some(entry) = entry else { return };
+    trace::rpcrdma_client_remove_one(|| (entry.name.as_c_str(),));
     {
         let mut state = entry.state.lock();
         state.removing = true;
+        if !state.listeners.is_empty() {
+            say!(
+                pr_notice,
+                "device {} is being removed, closing its {} connections\n",
+                entry.name,
+                state.listeners.len()
+            );
+        }
         for (_, link) in state.listeners.iter() {
             link.lost(Lost::DeviceRemoved);
         }
     }
+    trace::rpcrdma_client_wait_on(|| (entry.name.as_c_str(),));
     entry.put();
     entry.idle.wait();
+    trace::rpcrdma_client_remove_one_done(|| (entry.name.as_c_str(),));
 }

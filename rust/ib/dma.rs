@@ -12,6 +12,7 @@ use crate::{
         },
         sysctl::Gauge,
     },
+    trace, //
 };
 use kernel::{
     prelude::*,
@@ -63,6 +64,7 @@ impl DmaBuf {
         };
         // SAFETY: As above.
         if unsafe { bindings::ib_dma_mapping_error(dev, addr) } != 0 {
+            trace::xprtrdma_dma_maperr(|| (addr,));
             return Err(EIO);
         }
         // CAST: 64 bits are enough for sizes.

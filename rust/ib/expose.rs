@@ -44,6 +44,7 @@ use crate::{
         },
         stack::Stack, //
     },
+    trace, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -104,14 +105,23 @@ impl<P: Protocol> Exposing<P> {
         access: Access,
         tag: u32,
         mut take: impl FnMut() -> Result<Mr<P>, E>,
-        mut name: impl FnMut(&Handle) -> Result<(), E>,
+        mut name: impl FnMut(&Named<'_, P>) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut regions = self.lease.regions(part).peekable();
         while regions.peek().is_some() {
             let handle = add(&mut self.mrs, take()?, &mut regions, access, tag)?;
-            name(&handle)?;
+            name(&Named {
+                handle,
+                is_last: regions.peek().is_none(),
+                mr: self.mrs.top().ok_or(EINVAL)?,
+            })?;
         }
         Ok(())
+    }
+
+    /// Calls `show` with each region, for tracepoints.
+    pub(crate) fn traced(&mut self, mut show: impl FnMut(trace::Mr)) {
+        self.mrs.for_each(|mr| show(mr.traced()));
     }
 
     /// Whether all regions are of this connection.
@@ -144,6 +154,22 @@ impl<P: Protocol> Exposing<P> {
     /// From here on the peer may reach the memory.
     pub(super) fn posted(self) -> Exposed<P> {
         Exposed::new(self.lease, self.mrs)
+    }
+}
+
+/// A memory region that was added to a set.
+pub(crate) struct Named<'m, P: Protocol> {
+    /// How the peer names it.
+    pub(crate) handle: Handle,
+    /// All memory is mapped now.
+    pub(crate) is_last: bool,
+    mr: &'m MrCtx<P>,
+}
+
+impl<P: Protocol> Named<'_, P> {
+    /// The region for tracepoints.
+    pub(crate) fn traced(&self) -> trace::Mr {
+        self.mr.traced()
     }
 }
 
@@ -215,6 +241,11 @@ impl<P: Protocol> Exposed<P> {
         mr.unmap();
         Inner::put_mr(mr);
         Ok(())
+    }
+
+    /// Calls `show` with each region, for tracepoints.
+    pub(crate) fn traced(&mut self, mut show: impl FnMut(trace::Mr)) {
+        self.mrs.for_each(|mr| show(mr.traced()));
     }
 
     /// How many regions the peer may still reach.

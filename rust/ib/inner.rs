@@ -30,6 +30,7 @@ use crate::{
         queue,
         stack::Stack, //
     },
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -40,7 +41,8 @@ use kernel::{
             Acquire,
             Atomic,
             AtomicFlag,
-            Full, //
+            Full,
+            Relaxed, //
         },
         new_mutex,
         new_spinlock,
@@ -80,6 +82,7 @@ struct ErrEntry {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<P: Protocol> Completed<P> for ErrEntry {
     unsafe fn completed(_this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+        trace::xprtrdma_wc_send(|| (wc.traced(), wc.cid(trace::UNKNOWN)));
         if let Err(e) = wc.ok() {
             cx.inner().completion_failed(e);
         }
@@ -99,6 +102,8 @@ pub(super) struct Inner<P: Protocol> {
     /// One of `phase`.
     pub(super) phase: Atomic<u32>,
     pub(super) qp: Atomic<*mut bindings::ib_qp>,
+    /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
+    pub(super) queues: (Atomic<u32>, Atomic<u32>),
     /// Sends before this sequence number are complete.
     tx_tail: Atomic<u32>,
     /// The key of [`Pad`], once there is one.
@@ -138,6 +143,7 @@ impl<P: Protocol> Inner<P> {
                 closed: AtomicFlag::new(false),
                 phase: Atomic::new(phase::CONNECTING),
                 qp: Atomic::new(core::ptr::null_mut()),
+                queues: (Atomic::new(0), Atomic::new(0)),
                 tx_tail: Atomic::new(0),
                 pad_key: SetOnce::new(),
                 limits,
@@ -180,6 +186,26 @@ impl<P: Protocol> Inner<P> {
     /// The memory regions.
     pub(super) fn mrs(&self) -> &SpinLock<mr::Pool<P>> {
         &self.mrs
+    }
+
+    /// Names a Send for tracepoints.
+    pub(super) fn tx_cid(&self, number: u32) -> trace::Cid {
+        trace::Cid::new(self.tx_queue(), number)
+    }
+
+    /// The number of the Sends' completion queue, for tracepoints.
+    pub(super) fn tx_queue(&self) -> u32 {
+        self.queues.0.load(Relaxed)
+    }
+
+    /// Names a Receive for tracepoints.
+    pub(super) fn rx_cid(&self, number: u32) -> trace::Cid {
+        trace::Cid::new(self.rx_queue(), number)
+    }
+
+    /// The number of the Receives' completion queue, for tracepoints.
+    pub(super) fn rx_queue(&self) -> u32 {
+        self.queues.1.load(Relaxed)
     }
 
     /// The entry of work requests of which only failure matters.

@@ -4,11 +4,17 @@
 
 use super::{
     cm,
-    device::Caps, //
+    device::{
+        Caps,
+        DeviceName, //
+    },
 };
-use crate::rt::net::{
-    Net,
-    SockAddr, //
+use crate::rt::{
+    net::{
+        Net,
+        SockAddr, //
+    },
+    ratelimit::say, //
 };
 use kernel::{
     prelude::*,
@@ -54,6 +60,8 @@ pub(crate) struct Params<'a> {
 /// What the device made of [`Params`].
 #[derive(Clone, Copy)]
 pub(crate) struct Limits {
+    /// The device.
+    pub(crate) device: DeviceName,
     /// Requests that may be outstanding.
     pub(crate) requests: u32,
     /// Regions that a list can need.
@@ -75,7 +83,7 @@ impl Limits {
     /// Fits what is asked for to what the device has (rows C72 to C79, X12).
     pub(super) fn new(caps: &Caps, name: &CStr, params: &Params<'_>) -> Result<Self> {
         if !caps.mem_mgt || caps.max_fast_reg == 0 {
-            pr_err!("device {}: no fast memory registration\n", name);
+            say!(pr_err, "device {}: no fast memory registration\n", name);
             return Err(EINVAL);
         }
         // One region for a whole transfer where the device can, so that the peer can invalidate
@@ -87,7 +95,8 @@ impl Limits {
             .saturating_add(params.extra_regions)
             .min(params.max_regions);
         if regions.saturating_mul(depth) < params.max_pages {
-            pr_err!(
+            say!(
+                pr_err,
                 "device {}: regions of {} pages are too small\n",
                 name,
                 depth
@@ -119,6 +128,7 @@ impl Limits {
             let most = caps.max_qp_wr.min(caps.max_cqe);
             if send_wr <= most && recv_wr <= most {
                 return Ok(Self {
+                    device: DeviceName::new(name),
                     requests,
                     regions,
                     depth,
@@ -132,7 +142,8 @@ impl Limits {
                 });
             }
             if requests <= params.min_requests {
-                pr_err!(
+                say!(
+                    pr_err,
                     "device {}: queues of {} work requests are too small\n",
                     name,
                     most

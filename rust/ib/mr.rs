@@ -32,6 +32,7 @@ use crate::{
             Stack, //
         },
     },
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -140,7 +141,8 @@ impl<P: Protocol> MrCtx<P> {
             bindings::ib_mr_type_IB_MR_TYPE_MEM_REG
         };
         // SAFETY: The protection domain is valid as long as the `Arc`.
-        let mr = from_err_ptr(unsafe { bindings::ib_alloc_mr(domain.as_raw(), kind, depth) })?;
+        let mr = from_err_ptr(unsafe { bindings::ib_alloc_mr(domain.as_raw(), kind, depth) })
+            .inspect_err(|e| trace::xprtrdma_frwr_alloc(|| (0, e.to_errno())))?;
         let mr = NonNull::new(mr).ok_or(ENOMEM)?;
         // INVARIANT: Just allocated, and nothing is mapped.
         Ok(KBox::write(
@@ -168,6 +170,38 @@ impl<P: Protocol> MrCtx<P> {
     pub(super) fn rkey(&self) -> u32 {
         // SAFETY: By the type invariant.
         unsafe { (*self.mr.as_ptr()).rkey }
+    }
+
+    /// The region for tracepoints.
+    pub(super) fn traced(&self) -> trace::Mr {
+        // SAFETY: By the type invariant.
+        let mr = unsafe { &*self.mr.as_ptr() };
+        let read_only = self.reg.access == Access::Read.as_raw();
+        let dir = if read_only {
+            Access::Read.direction()
+        } else {
+            Access::Write.direction()
+        };
+        trace::Mr {
+            id: mr.res.id,
+            dir: dir.as_raw(),
+            // CAST: At most a few hundred.
+            nents: self.nents as c_int,
+            seg: trace::Segment {
+                handle: mr.rkey,
+                // CAST: At most a megabyte.
+                length: mr.length as u32,
+                offset: mr.iova,
+            },
+        }
+    }
+
+    /// What could not be mapped, for tracepoints: region, address, direction.
+    fn culprit(&self, dir: Direction) -> (u32, u64, u32) {
+        // SAFETY: By the type invariant.
+        let id = unsafe { (*self.mr.as_ptr()).res.id };
+        let addr = self.sg.first().map_or(0, |entry| entry.dma_address);
+        (id, addr, dir.as_raw())
     }
 
     /// Maps as many of `regions` as fit into one memory region and prepares the work request that
@@ -223,6 +257,11 @@ impl<P: Protocol> MrCtx<P> {
             )
         };
         if mapped <= 0 {
+            trace::xprtrdma_frwr_sgerr(|| {
+                let (id, addr, dir) = self.culprit(dir);
+                // CAST: At most a few hundred.
+                (id, addr, dir, nents as c_int)
+            });
             self.release();
             return Err(EIO);
         }
@@ -242,6 +281,10 @@ impl<P: Protocol> MrCtx<P> {
             )
         };
         if pages != mapped {
+            trace::xprtrdma_frwr_maperr(|| {
+                let (id, addr, dir) = self.culprit(dir);
+                (id, addr, dir, pages, mapped)
+            });
             self.unmap();
             return Err(EIO);
         }
@@ -277,6 +320,7 @@ impl<P: Protocol> MrCtx<P> {
     /// Takes the memory back from the device. The peer must have no access any more.
     pub(super) fn unmap(&mut self) {
         if let Some(dir) = self.mapped.take() {
+            trace::xprtrdma_mr_unmap(|| (self.traced(),));
             // SAFETY: By the type invariant, with the parameters of the mapping.
             unsafe {
                 bindings::ib_dma_unmap_sg(
@@ -309,7 +353,10 @@ impl<P: Protocol> Drop for MrCtx<P> {
         // SAFETY: By the type invariant. No work request that names the region is queued: it is
         // idle, or the queue pair is gone. This ends any access by the peer, so the memory can be
         // taken back afterwards.
-        unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
+        let ret = unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
+        if ret != 0 {
+            trace::xprtrdma_frwr_dereg(|| (self.traced(), ret));
+        }
         self.unmap();
     }
 }
@@ -321,12 +368,16 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
         // SAFETY: The context is alive until its completion, and whoever posted does not touch it
         // before that; `sync` was set before posting.
         let sync = unsafe { (*this.as_ptr()).sync };
+        // SAFETY: As above, and the number does not change.
+        let id = || unsafe { (*(*this.as_ptr()).mr.as_ptr()).res.id };
         if let Some(sync) = NonNull::new(sync.cast_mut()) {
+            trace::xprtrdma_wc_li_wake(|| (wc.traced(), wc.cid(id())));
             // SAFETY: The waiter does not return before this call or quiescence. It owns the
             // context, which must not be touched from here on.
             unsafe { SyncWait::finish(sync, wc.ok().is_ok()) };
             return;
         }
+        trace::xprtrdma_wc_li_done(|| (wc.traced(), wc.cid(id())));
         // SAFETY: `Cx::invalidate` has passed it to `fence`.
         unsafe { cx.inner().unfence(this) };
         // SAFETY: `Cx::invalidate` leaked the box.

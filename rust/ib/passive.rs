@@ -20,7 +20,8 @@ use crate::{
             Net,
             SockAddr, //
         },
-        queue, //
+        queue,
+        ratelimit::say, //
     },
 };
 use core::ptr::NonNull;
@@ -88,17 +89,24 @@ impl RawId {
     }
 
     fn address(&self, remote: bool) -> SockAddr {
-        // SAFETY: By the type invariant. The storage is large enough for any address, and does not
-        // change any more.
-        unsafe {
-            let addr = &raw const (*self.as_ptr()).route.addr;
-            let raw: *const bindings::sockaddr = if remote {
-                (&raw const (*addr).dst_addr).cast()
-            } else {
-                (&raw const (*addr).src_addr).cast()
-            };
-            SockAddr::copy_from(raw, bindings::svc_addr_len(raw)).unwrap_or_else(SockAddr::none)
-        }
+        // SAFETY: By the type invariant.
+        unsafe { address_of(self.as_ptr(), remote) }
+    }
+}
+
+/// # Safety
+///
+/// The identifier is valid, and bound to addresses.
+unsafe fn address_of(id: *mut bindings::rdma_cm_id, remote: bool) -> SockAddr {
+    // SAFETY: The storage is large enough for any address, and does not change any more.
+    unsafe {
+        let addr = &raw const (*id).route.addr;
+        let raw: *const bindings::sockaddr = if remote {
+            (&raw const (*addr).dst_addr).cast()
+        } else {
+            (&raw const (*addr).src_addr).cast()
+        };
+        SockAddr::copy_from(raw, bindings::svc_addr_len(raw)).unwrap_or_else(SockAddr::none)
     }
 }
 
@@ -378,6 +386,15 @@ impl Port {
             return false;
         };
         if list.len() >= MAX_WAITING {
+            drop(waiting);
+            // SAFETY: The identifier is valid.
+            let client = unsafe { address_of(raw.as_ptr(), true) }.text();
+            say!(
+                pr_warn,
+                "a connection of client {} is refused: {} others wait to be accepted\n",
+                client,
+                MAX_WAITING
+            );
             return false;
         }
         // SAFETY: The handler lock of the identifier is held by our caller.
@@ -417,7 +434,12 @@ impl Port {
         *life = Life::Dead;
         match new.and_then(|new| Self::listen(&new, &addr).map(|()| new)) {
             Ok(new) => *life = Life::Open(new),
-            Err(e) => pr_err!("listener dead, address change failed: {:?}\n", e),
+            Err(e) => say!(
+                pr_err,
+                "listener dead, address change failed: {}: {:?}\n",
+                addr.text(),
+                e
+            ),
         }
     }
 }

@@ -23,10 +23,14 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::stack::{
-        Linked,
-        Stack, //
+    rt::{
+        err,
+        stack::{
+            Linked,
+            Stack, //
+        },
     },
+    trace, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -42,6 +46,8 @@ use kernel::{
 pub(super) struct RxBuf<P: Protocol> {
     cqe: Cqe,
     mem: RxMem,
+    /// Which buffer of the ring it is.
+    number: u32,
     invalidated: Option<u32>,
     /// The buffer belongs to its work request. Read only by [`Inner::reap_receives`].
     posted: bool,
@@ -64,12 +70,14 @@ impl<P: Protocol> RxBuf<P> {
     pub(super) fn new(
         inner: &Arc<Inner<P>>,
         domain: &Arc<Domain>,
+        number: u32,
         size: u32,
     ) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
                 cqe: Cqe::new::<P, Self>(),
                 mem: RxMem::new(domain, size)?,
+                number,
                 invalidated: None,
                 posted: false,
                 inner: inner.clone(),
@@ -86,6 +94,7 @@ unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
         // SAFETY: `Inner::post_free_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         this.posted = false;
+        trace::xprtrdma_wc_receive(|| (wc.traced(), wc.cid(this.number)));
         let inner = cx.inner();
         match wc.ok() {
             Ok(wc) => {
@@ -141,7 +150,7 @@ pub(crate) struct RemoteInvalidated<'m, P: Protocol> {
 
 impl<P: Protocol> RemoteInvalidated<'_, P> {
     /// The key of the region.
-    pub(super) fn rkey(&self) -> u32 {
+    pub(crate) fn rkey(&self) -> u32 {
         self.rkey
     }
 
@@ -186,8 +195,8 @@ impl<P: Protocol> Inner<P> {
     pub(super) fn fill_rx(self: &Arc<Self>, domain: &Arc<Domain>, count: u32, size: u32) -> Result {
         // CAST: Hundreds.
         let mut all = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
-        for _ in 0..count {
-            let buf = RxBuf::new(self, domain, size)?;
+        for number in 0..count {
+            let buf = RxBuf::new(self, domain, number, size)?;
             let raw = NonNull::new(KBox::into_raw(buf)).ok_or(ENOMEM)?;
             // SAFETY: Leaked by the line above.
             let buf = unsafe { KBox::from_raw(raw.as_ptr()) };
@@ -245,8 +254,10 @@ impl<P: Protocol> Inner<P> {
             }
             pool.free.take()
         };
+        let count = free.len();
         let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
         while let Some(buf) = free.pop() {
+            trace::xprtrdma_post_recv(|| (self.rx_cid(buf.number),));
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
             let buf = unsafe { &mut *raw };
@@ -254,7 +265,14 @@ impl<P: Protocol> Inner<P> {
             first = buf.mem.prepare(buf.cqe.as_raw(), first);
         }
         // SAFETY: Receives into mapped buffers that stay until their completion.
-        let mut unposted = match unsafe { self.post_recv(first) } {
+        let result = unsafe { self.post_recv(first) };
+        self.proto().receives_posted(
+            self.rx_queue(),
+            count,
+            self.limits().rx_count,
+            result.map_err(|_| err::enotconn()),
+        );
+        let mut unposted = match result {
             Ok(()) => return,
             Err(bad) => bad,
         };

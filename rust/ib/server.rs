@@ -60,23 +60,25 @@ use crate::{
     bindings,
     rt::{
         fifo::Fifo,
+        net::SockAddr,
         pages::Region,
         pagevec::PageVec,
         stack::Stack,
         ticker::Ticker, //
     },
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
     prelude::*,
-    str::CStr,
     sync::{
         atomic::{
             Acquire,
             Atomic,
             AtomicFlag,
             Full,
+            Relaxed,
             Release, //
         },
         new_spinlock,
@@ -141,6 +143,10 @@ pub(super) struct Shared<S: Service> {
     lkey: u32,
     /// The connection's identifier, which outlives its queue pair.
     id: *mut bindings::rdma_cm_id,
+    /// The client's address.
+    peer: SockAddr,
+    /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
+    queues: (Atomic<u32>, Atomic<u32>),
     limits: ServerLimits,
     pub(super) life: Life,
     /// What the device has, by the numbers of operations and receive buffers: null for those that
@@ -173,7 +179,7 @@ impl<S: Service> Shared<S> {
     fn new(
         service: S,
         limits: ServerLimits,
-        id: *mut bindings::rdma_cm_id,
+        incoming: &Incoming,
         port: u32,
         lkey: u32,
     ) -> Result<Arc<Self>> {
@@ -192,7 +198,9 @@ impl<S: Service> Shared<S> {
                 port,
                 told: AtomicFlag::new(false),
                 lkey,
-                id,
+                id: incoming.id.as_ptr(),
+                peer: incoming.remote(),
+                queues: (Atomic::new(0), Atomic::new(0)),
                 limits,
                 life: Life::new::<S>(),
                 posted_ops,
@@ -226,6 +234,27 @@ impl<S: Service> Shared<S> {
         self.lkey
     }
 
+    /// The client's address.
+    pub(super) fn peer(&self) -> &SockAddr {
+        &self.peer
+    }
+
+    /// The number of the completion queue of operations, for tracepoints.
+    pub(super) fn op_queue(&self) -> u32 {
+        self.queues.0.load(Relaxed)
+    }
+
+    /// Names an operation for tracepoints.
+    pub(super) fn op_cid(&self, number: u32) -> trace::Cid {
+        trace::Cid::new(self.op_queue(), number)
+    }
+
+    /// Names a Receive for tracepoints.
+    pub(super) fn rx_cid(&self, number: usize) -> trace::Cid {
+        // CAST: Hundreds.
+        trace::Cid::new(self.queues.1.load(Relaxed), number as u32)
+    }
+
     /// The queue pair: null when there is none.
     pub(super) fn qp(&self) -> *mut bindings::ib_qp {
         self.qp.load(Acquire)
@@ -235,6 +264,12 @@ impl<S: Service> Shared<S> {
     pub(super) fn completion_failed(&self, e: WcErr) {
         self.lost(Lost::CompletionError(e.status()));
     }
+}
+
+/// An error for tracepoints.
+pub(super) fn status(e: Error) -> isize {
+    // CAST: More bits.
+    e.to_errno() as isize
 }
 
 /// A list of what is posted: nothing.
@@ -249,6 +284,9 @@ fn none_posted<T>(count: u32) -> Result<KVVec<Atomic<*mut T>>> {
 
 impl<S: Service> Link for Shared<S> {
     fn lost(&self, why: Lost) {
+        if why == Lost::DeviceRemoved {
+            trace::svcrdma_device_removal(|| (self.limits.device.as_c_str(), self.peer));
+        }
         // That a device goes away is of importance whatever else has happened.
         if !self.told.xchg(true, Full) || why == Lost::DeviceRemoved {
             self.service.lost(why);
@@ -267,6 +305,7 @@ unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, contex
     let shared = unsafe { &*context.cast::<Shared<S>>() };
     // SAFETY: The event is valid for the call.
     let kind = unsafe { (*event).event };
+    trace::svcrdma_qp_error(|| (kind, shared.limits.device.as_c_str(), shared.peer));
 
     #[allow(non_upper_case_globals)]
     match kind {
@@ -309,9 +348,11 @@ impl<S: Service> ServerConn<S> {
         // SAFETY: The identifier of a request is bound to a device and a port.
         let (dev, port) = unsafe { ((*raw).device, (*raw).port_num) };
         let lease = DeviceLease::new(dev)?;
-        let limits = ServerLimits::new(&lease, port, incoming.peer_reads, params)?;
-        let domain = Domain::new(lease)?;
-        let shared = Shared::new(new(&limits)?, limits, raw, port, domain.lkey())?;
+        let peer = || incoming.remote().text();
+        let limits = ServerLimits::new(&lease, port, &incoming, params)?;
+        let domain =
+            Domain::new(lease).inspect_err(|e| trace::svcrdma_pd_err(|| (peer(), status(*e))))?;
+        let shared = Shared::new(new(&limits)?, limits, &incoming, port, domain.lkey())?;
         let mut this = Self {
             shared,
             domain,
@@ -347,6 +388,8 @@ impl<S: Service> ServerConn<S> {
         attr.sq_sig_type = bindings::ib_sig_type_IB_SIGNAL_REQ_WR;
         attr.qp_type = bindings::ib_qp_type_IB_QPT_RC;
         attr.port_num = shared.port;
+        shared.queues.0.store(send_cq.id(), Relaxed);
+        shared.queues.1.store(recv_cq.id(), Relaxed);
         self.cqs = Some((send_cq, recv_cq));
         let mut sges = limits.sges;
         loop {
@@ -363,7 +406,10 @@ impl<S: Service> ServerConn<S> {
                 Ok(()) => break,
                 // Long work requests may be too much for the length of the queue.
                 Err(_) if sges > 4 => sges /= 2,
-                Err(e) => return Err(e),
+                Err(e) => {
+                    trace::svcrdma_qp_err(|| (shared.peer.text(), status(e)));
+                    return Err(e);
+                }
             }
         }
         // SAFETY: The queue pair was just made.
@@ -390,7 +436,8 @@ impl<S: Service> ServerConn<S> {
             let ret = bindings::rdma_accept(id, &mut param);
             bindings::rdma_unlock_handler(id);
             ret
-        })?;
+        })
+        .inspect_err(|e| trace::svcrdma_accept_err(|| (shared.peer.text(), status(*e))))?;
         self.watch = Some(Watch::start(shared, &self.incoming.events)?);
         Ok(())
     }
@@ -405,9 +452,9 @@ impl<S: Service> ServerConn<S> {
         self.shared.limits.msg_bytes
     }
 
-    /// The device's name.
-    pub(crate) fn device(&self) -> &CStr {
-        self.domain.lease().name()
+    /// The client's address.
+    pub(crate) fn peer(&self) -> &SockAddr {
+        self.shared.peer()
     }
 
     /// The protocol's part.

@@ -2,8 +2,18 @@
 
 //! What a protocol asks of accepted connections, and what the device makes of it.
 
-use super::device::DeviceLease;
-use crate::bindings;
+use super::{
+    device::{
+        DeviceLease,
+        DeviceName, //
+    },
+    passive::Incoming,
+    server::status, //
+};
+use crate::{
+    bindings,
+    trace, //
+};
 use kernel::prelude::*;
 
 /// Work requests that the core needs for draining a queue (row X59: they have their own room).
@@ -49,6 +59,8 @@ pub(crate) struct ServerParams {
 /// What the device made of [`ServerParams`].
 #[derive(Clone, Copy)]
 pub(crate) struct ServerLimits {
+    /// The device.
+    pub(crate) device: DeviceName,
     /// Requests that the peer may have outstanding.
     pub(crate) requests: u32,
     /// Receives that exist: so many messages can be in the hands of the protocol at most.
@@ -79,9 +91,10 @@ impl ServerLimits {
     pub(super) fn new(
         lease: &DeviceLease,
         port: u32,
-        peer_reads: u8,
+        incoming: &Incoming,
         params: &ServerParams,
     ) -> Result<Self> {
+        let peer = || incoming.remote().text();
         let dev = lease.as_raw();
         // SAFETY: The lease keeps the device; attributes do not change.
         let attrs = unsafe { &(*dev).attrs };
@@ -94,13 +107,15 @@ impl ServerLimits {
         };
         // Row S24.
         if !iwarp && !fabric {
+            trace::svcrdma_fabric_err(|| (peer(), status(EINVAL)));
             return Err(EINVAL);
         }
         let initiator_depth = u32::try_from(attrs.max_qp_init_rd_atom)
             .unwrap_or(0)
-            .min(peer_reads.into());
+            .min(incoming.peer_reads.into());
         // Row W52.
         if initiator_depth == 0 {
+            trace::svcrdma_initdepth_err(|| (peer(), status(EINVAL)));
             return Err(EINVAL);
         }
         let max_wr = u32::try_from(attrs.max_qp_wr).unwrap_or(0);
@@ -126,6 +141,7 @@ impl ServerLimits {
             // Half of the queue at least is for transfers.
             if recv_wr <= max_wr && sends <= send_wr / 2 {
                 return Ok(Self {
+                    device: DeviceName::new(lease.name()),
                     requests,
                     messages,
                     remote_invalidation: lease.caps().mem_mgt,

@@ -25,6 +25,7 @@ use crate::{
         fifo::Fifo,
         stack::Stack, //
     },
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -154,6 +155,8 @@ impl<S: Service> Shared<S> {
         sq.pages = sq.pages.saturating_add(op.pages());
         let waits = !sq.waiting.is_empty() || sq.room < op.wrs;
         let ready = if waits {
+            // CAST: Thousands.
+            trace::svcrdma_sq_full(|| (self.op_cid(op.number), sq.room as i32, sq.depth as i32));
             sq.waiting.push(op);
             None
         } else {
@@ -186,6 +189,8 @@ impl<S: Service> Shared<S> {
                 let Some(op) = sq.waiting.pop_if(|op| op.wrs <= room) else {
                     break;
                 };
+                // CAST: As above.
+                trace::svcrdma_sq_retry(|| (self.op_cid(op.number), room as i32, sq.depth as i32));
                 sq.room = room.saturating_sub(op.wrs);
                 ready.push(op);
             }
@@ -217,6 +222,17 @@ impl<S: Service> Shared<S> {
         }
         let first = op.link_up(qp, self.port());
         let number = op.number;
+        let cid = || self.op_cid(number);
+        if op.is_reply() {
+            trace::svcrdma_post_send(|| {
+                let (pieces, inv_rkey) = op.traced_send();
+                (cid(), pieces, inv_rkey)
+            });
+        } else {
+            op.note_begin();
+            // CAST: Hundreds.
+            trace::svcrdma_post_read_chunk(|| (cid(), op.wrs as i32));
+        }
         let op = KBox::into_raw(op);
         self.note_op(number, op);
         let mut bad: *const bindings::ib_send_wr = core::ptr::null();
@@ -226,6 +242,11 @@ impl<S: Service> Shared<S> {
         match to_result(unsafe { bindings::ib_post_send(qp, first, &mut bad) }) {
             Ok(()) => Ok(()),
             Err(e) => {
+                trace::svcrdma_sq_post_err(|| {
+                    let sq = self.sq.lock();
+                    // CAST: Thousands.
+                    (cid(), sq.room as i32, sq.depth as i32, e.to_errno())
+                });
                 if !bad.is_null() {
                     // The work request with our entry is the last one, and was not posted, so the
                     // operation is still ours; but the device may have taken the first ones. If the

@@ -33,6 +33,7 @@ use crate::{
             Stack, //
         },
     },
+    trace, //
 };
 use core::{
     mem::ManuallyDrop,
@@ -101,6 +102,12 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
         // SAFETY: `Shared::post_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         shared.note_rx(this.number, core::ptr::null_mut());
+        let cid = || shared.rx_cid(this.number);
+        match wc.ok() {
+            Ok(_) => trace::svcrdma_wc_recv(|| (wc.traced(), cid())),
+            Err(_) if wc.is_flush() => trace::svcrdma_wc_recv_flush(|| (wc.traced(), cid())),
+            Err(_) => trace::svcrdma_wc_recv_err(|| (wc.traced(), cid())),
+        }
         match wc.ok() {
             Ok(wc) => {
                 this.mem.filled(wc.byte_len());
@@ -119,6 +126,11 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
 pub(crate) struct Message<S: Service>(ManuallyDrop<KBox<RxBuf<S>>>);
 
 impl<S: Service> Message<S> {
+    /// Names the message for tracepoints.
+    pub(crate) fn cid(&self) -> trace::Cid {
+        self.0.shared.rx_cid(self.0.number)
+    }
+
     /// The bytes of the message, as the peer chose them.
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.mem.message()
@@ -177,6 +189,7 @@ impl<S: Service> Shared<S> {
         }
         let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
         while let Some(buf) = pool.free.pop() {
+            trace::svcrdma_post_recv(|| (self.rx_cid(buf.number),));
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
             let buf = unsafe { &mut *raw };
@@ -189,9 +202,11 @@ impl<S: Service> Shared<S> {
         let mut bad: *const bindings::ib_recv_wr = core::ptr::null();
         // SAFETY: The queue pair is valid as long as `closed` is not set, which takes the lock.
         // Receives into mapped buffers that stay until their completion.
-        if unsafe { bindings::ib_post_recv(qp, first, &mut bad) } == 0 {
+        let ret = unsafe { bindings::ib_post_recv(qp, first, &mut bad) };
+        if ret == 0 {
             return Ok(());
         }
+        trace::svcrdma_rq_post_err(|| (self.peer().text(), ret));
         // Null if the device did not say: then those that it did not take remain on the list.
         let mut unposted = bad.cast_mut();
         while let Some(wr) = NonNull::new(unposted) {

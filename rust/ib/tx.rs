@@ -33,7 +33,8 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::err, //
+    rt::err,
+    trace, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -51,6 +52,8 @@ use kernel::{
 #[repr(C)]
 struct TxEntry {
     cqe: Cqe,
+    /// Which buffer of the ring it is.
+    number: u32,
     /// Counts the Sends of the connection; written before the entry is posted.
     seq: u32,
     buf: DmaBuf,
@@ -62,7 +65,8 @@ unsafe impl<P: Protocol> Completed<P> for TxEntry {
     unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
         // SAFETY: The ring lives until the completion queues are gone. The producer does not touch
         // an entry before the tail has passed it, which is below.
-        let seq = unsafe { (*this.as_ptr()).seq };
+        let (seq, number) = unsafe { ((*this.as_ptr()).seq, (*this.as_ptr()).number) };
+        trace::xprtrdma_wc_send(|| (wc.traced(), wc.cid(number)));
         let inner = cx.inner();
         // Pairs with the acquire in `TxRing::has_room`.
         inner.tx_tail().store(seq.wrapping_add(1), Release);
@@ -102,10 +106,11 @@ impl TxRing {
     pub(super) fn new<P: Protocol>(domain: &Arc<Domain>, count: u32, size: u32) -> Result<Self> {
         // CAST: Both are small.
         let mut entries = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
-        for _ in 0..count {
+        for number in 0..count {
             let entry = KBox::new(
                 TxEntry {
                     cqe: Cqe::new::<P, TxEntry>(),
+                    number,
                     seq: 0,
                     buf: DmaBuf::new(domain, size as usize, Direction::ToDevice)?,
                 },
@@ -132,6 +137,11 @@ impl TxRing {
     /// The entry of the next Send.
     fn entry(&mut self) -> Option<&mut KBox<TxEntry>> {
         self.entries.get_mut(self.next)
+    }
+
+    /// Whether the next Send is signalled.
+    fn signals(&self) -> bool {
+        self.unsignalled.wrapping_add(1) >= self.batch
     }
 
     /// The entry of the next Send is the device's.
@@ -183,6 +193,17 @@ impl<P: Protocol> TxBuf<'_, P> {
         (bytes, Regions(&self.conn.inner))
     }
 
+    /// Names the Send for tracepoints.
+    pub(crate) fn cid(&self) -> trace::Cid {
+        // CAST: The ring has hundreds of entries.
+        self.conn.inner.tx_cid(self.conn.tx.next as u32)
+    }
+
+    /// Whether the Send will have a completion of its own when it succeeds.
+    pub(crate) fn is_signalled(&self) -> bool {
+        self.conn.tx.signals()
+    }
+
     /// Sends the first `len` bytes. An error means that the connection is lost.
     pub(crate) fn send(self, len: usize) -> Result {
         // SAFETY: Nothing is put in front of the Send.
@@ -220,7 +241,7 @@ impl<P: Protocol> TxBuf<'_, P> {
     ) -> Result {
         let Conn { tx, inner, .. } = self.conn;
         let seq = tx.head;
-        let signal = tx.unsignalled.wrapping_add(1) >= tx.batch;
+        let signal = tx.signals();
         let entry = tx.entry().ok_or(EINVAL)?;
         if len > entry.buf.len() {
             return Err(err::emsgsize());

@@ -6,6 +6,11 @@
 
 use crate::bindings;
 use core::marker::PhantomData;
+use kernel::{
+    fmt,
+    prelude::*,
+    str::CStr, //
+};
 
 /// A network namespace that someone else keeps for `'a`.
 ///
@@ -48,6 +53,12 @@ pub(crate) struct SockAddr {
     storage: bindings::__kernel_sockaddr_storage,
     len: usize,
 }
+
+// SAFETY: Bytes; that C sees a pointer in the same place, for its alignment, means nothing.
+unsafe impl Send for SockAddr {}
+
+// SAFETY: As above.
+unsafe impl Sync for SockAddr {}
 
 impl SockAddr {
     /// What fits.
@@ -106,9 +117,49 @@ impl SockAddr {
         }
     }
 
+    /// Address and port as text. Any context.
+    pub(crate) fn text(&self) -> Text {
+        let mut text = [0; Text::LEN];
+        // SAFETY: There is room for so many bytes, and the format takes a pointer to an address.
+        unsafe {
+            bindings::snprintf(
+                text.as_mut_ptr(),
+                Text::LEN,
+                c"%pISpc".as_char_ptr(),
+                self.as_ptr(),
+            )
+        };
+        // INVARIANT: The text is shorter than the array, or was cut, and ends with 0.
+        Text(text)
+    }
+
     /// The port, 0 if there is none or the family is unknown.
     pub(crate) fn port(&self) -> u16 {
         // SAFETY: The storage is initialised and as large as any address.
         unsafe { bindings::rpc_get_port(self.as_ptr()) }
+    }
+}
+
+/// A socket address and its port as text.
+///
+/// # Invariants
+///
+/// There is a 0 among the bytes.
+pub(crate) struct Text([c_char; Self::LEN]);
+
+impl Text {
+    /// Enough for an IPv6 address with scope and port.
+    const LEN: usize = 96;
+
+    /// The text that C finds fit.
+    pub(crate) fn as_c_str(&self) -> &CStr {
+        // SAFETY: By the type invariant.
+        unsafe { CStr::from_char_ptr(self.0.as_ptr()) }
+    }
+}
+
+impl fmt::Display for Text {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self.as_c_str(), f)
     }
 }

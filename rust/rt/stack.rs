@@ -32,6 +32,11 @@ impl<T: Linked> Stack<T> {
         self.head.is_none()
     }
 
+    /// The top element.
+    pub(crate) fn top(&self) -> Option<&T> {
+        self.head.as_deref()
+    }
+
     /// Puts an element on top.
     pub(crate) fn push(&mut self, mut item: KBox<T>) {
         *item.link() = self.head.take();

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     ib::{
+        DeviceName,
         Incoming,
         Lost,
         Message,
@@ -20,13 +21,18 @@ use crate::{
         ServerParams,
         Service, //
     },
-    rt::pagevec::PageVec,
+    rt::{
+        net::SockAddr,
+        pagevec::PageVec,
+        ratelimit::say, //
+    },
     sunrpc::{
         DetachedReply,
         Inbox,
         ServiceLimits,
         SvcHandle, //
     },
+    trace,
     wire::{
         self,
         Call,
@@ -58,10 +64,14 @@ pub(crate) enum Work {
 pub(crate) struct Job {
     pub(super) ctxt: KBox<CallCtxt>,
     pub(super) shape: Shape,
+    /// The message, for tracepoints.
+    pub(super) cid: trace::Cid,
 }
 
 /// A connection, as its completion handlers see it.
 pub(crate) struct Peer {
+    addr: SockAddr,
+    device: DeviceName,
     inbox: Pin<KBox<Inbox<Work>>>,
     ctxts: Pin<KBox<Pool>>,
     handle: SvcHandle,
@@ -101,6 +111,23 @@ impl Service for Peer {
     }
 
     fn lost(&self, why: Lost) {
+        let (client, device) = (self.addr.text(), &self.device);
+        if why == Lost::Disconnected {
+            say!(
+                pr_info,
+                "connection of client {} by device {} has ended\n",
+                client,
+                device
+            );
+        } else {
+            say!(
+                pr_notice,
+                "connection of client {} by device {} is lost: {}\n",
+                client,
+                device,
+                why
+            );
+        }
         self.handle.close();
         if why == Lost::DeviceRemoved {
             self.handle.close_now();
@@ -138,6 +165,7 @@ impl Connection {
             recv_size: msg_bytes,
         };
         let client = PrivateData::decode(incoming.private());
+        let addr = incoming.remote();
         let params = ServerParams {
             requests: tunables::max_requests(),
             min_requests: MIN_REQUESTS,
@@ -149,6 +177,8 @@ impl Connection {
             // CAST: Thousands.
             let messages = limits.messages as usize;
             Ok(Peer {
+                addr,
+                device: limits.device,
                 inbox: Inbox::new(handle.clone(), messages.saturating_mul(2), messages)?,
                 ctxts: Pool::new()?,
                 handle,
@@ -161,10 +191,14 @@ impl Connection {
             && client.is_some_and(|client| client.remote_invalidation);
         // CAST: 64 bits are enough for pages.
         let bytes = u64::from(limits.max_pages).saturating_mul(PAGE_SIZE as u64);
-        pr_debug!(
-            "connection accepted on device {}: {} credits\n",
-            rdma.device(),
-            credits
+        say!(
+            pr_info,
+            "connection of client {} by device {}: {} credits, messages of {} and {} bytes\n",
+            rdma.peer().text(),
+            rdma.limits().device,
+            credits,
+            max_send.min(msg_bytes as usize),
+            msg_bytes
         );
         Ok(Self {
             credits,
@@ -206,6 +240,22 @@ impl Connection {
 
     /// Answers a call that cannot be served. May sleep.
     pub(super) fn refuse(&self, error: &CallError) -> Result {
+        match error {
+            CallError::Drop => {}
+            CallError::ErrVers { xid, .. } => trace::svcrdma_err_vers(|| (*xid,)),
+            CallError::ErrChunk { xid, .. } => trace::svcrdma_err_chunk(|| (*xid,)),
+        }
+        say!(
+            pr_warn,
+            "client {} by device {}: {}\n",
+            self.rdma.peer().text(),
+            self.rdma.limits().device,
+            match error {
+                CallError::Drop => "a message that is not answered",
+                CallError::ErrVers { .. } => "a call of another version of the protocol",
+                CallError::ErrChunk { .. } => "a call that makes no sense, or cannot be answered",
+            }
+        );
         let mut reply = self.rdma.reply()?;
         let Some(len) = error.encode(reply.buf(), self.credits) else {
             return Ok(());

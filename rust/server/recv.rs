@@ -7,6 +7,7 @@ use super::{
     conn::{
         Connection,
         Job,
+        Peer,
         Work, //
     },
     ctxt::CallCtxt,
@@ -17,13 +18,17 @@ use super::{
     tunables, //
 };
 use crate::{
+    ib::Message,
     rt::err,
     sunrpc::CallRqst,
+    trace,
     wire::{
         self,
         Call,
         CallError,
+        Fixed,
         Proc,
+        Segment,
         WireError, //
     },
 };
@@ -38,6 +43,7 @@ pub(super) fn receive(
 ) -> Result<Option<KBox<CallCtxt>>> {
     let message = match work {
         Work::Read(pages, job) => {
+            trace::svcrdma_read_finished(|| (job.cid,));
             drop(rqst.exchange_pages(pages)?);
             job.shape.apply(rqst)?;
             return Ok(Some(job.ctxt));
@@ -52,10 +58,14 @@ pub(super) fn receive(
     }
     let call = match wire::decode_call(bytes, &conn.limits) {
         Ok(call) => call,
-        Err(error) => return refuse(conn, &error),
+        Err(error) => {
+            trace_bad(&message, &error);
+            return refuse(conn, &error);
+        }
     };
+    trace_call(&message, &call);
     if !call.reads.is_empty() {
-        return read(conn, &call, bytes, rqst);
+        return read(conn, &call, bytes, message.cid(), rqst);
     }
     if call.proc != Proc::Msg || call.inline.is_empty() {
         // Rows W39 and X61: the client need not wait for its timeout.
@@ -71,6 +81,7 @@ fn read(
     conn: &Connection,
     call: &Call<'_>,
     bytes: &[u8],
+    cid: trace::Cid,
     rqst: &mut CallRqst<'_>,
 ) -> Result<Option<KBox<CallCtxt>>> {
     let Ok(plan) = Plan::new(call, rqst.max_pages()) else {
@@ -106,6 +117,7 @@ fn read(
     let job = Job {
         ctxt,
         shape: plan.shape,
+        cid,
     };
     match reads.post(job) {
         Ok(waits) => {
@@ -117,6 +129,64 @@ fn read(
         // Row S49: more work requests than the send queue has.
         Err(e) if e == err::emsgsize() => refuse(conn, &bad_chunk(call)),
         Err(e) => Err(e),
+    }
+}
+
+#[inline]
+fn trace_call(message: &Message<Peer>, call: &Call<'_>) {
+    trace::svcrdma_decode_rqst(|| {
+        // CAST: At most 64 KiB.
+        let header = call.inline_offset as u32;
+        let proc = call.proc.as_u32();
+        (
+            message.cid(),
+            call.xid,
+            wire::VERSION,
+            proc,
+            call.credits,
+            header,
+        )
+    });
+    trace::svcrdma_decode_rseg(|show| {
+        for (number, read) in (0..).zip(call.reads.clone()) {
+            show((message.cid(), number, read.position, traced(&read.segment)));
+        }
+    });
+    trace::svcrdma_decode_wseg(|show| {
+        for chunk in Iterator::chain(call.writes.clone(), call.reply) {
+            for (number, segment) in (0..).zip(chunk.segments()) {
+                show((message.cid(), number, traced(&segment)));
+            }
+        }
+    });
+}
+
+/// A segment for tracepoints.
+pub(super) fn traced(segment: &Segment) -> trace::Segment {
+    trace::Segment {
+        handle: segment.handle,
+        length: segment.length,
+        offset: segment.offset,
+    }
+}
+
+#[cold]
+fn trace_bad(message: &Message<Peer>, error: &CallError) {
+    let cid = || message.cid();
+    let Ok((fixed, _)) = Fixed::decode(message.bytes()) else {
+        // CAST: At most 64 KiB.
+        trace::svcrdma_decode_short_err(|| (cid(), message.bytes().len() as u32));
+        return;
+    };
+    let header = || (cid(), fixed.xid, fixed.version, fixed.proc, fixed.credits);
+    match error {
+        CallError::ErrVers { .. } => trace::svcrdma_decode_badvers_err(header),
+        CallError::Drop => trace::svcrdma_decode_drop_err(header),
+        CallError::ErrChunk {
+            error: WireError::BadProc(_),
+            ..
+        } => trace::svcrdma_decode_badproc_err(header),
+        CallError::ErrChunk { .. } => trace::svcrdma_decode_parse_err(header),
     }
 }
 

@@ -15,12 +15,14 @@ use super::{
         Peer, //
     },
     ctxt::CallCtxt,
+    recv::traced,
     tunables, //
 };
 use crate::{
     ib::Reply,
     rt::err,
     sunrpc::ReplyRqst,
+    trace,
     wire::{
         self,
         CallError,
@@ -47,6 +49,9 @@ pub(super) fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Res
         }),
         other => other,
     };
+    if let Err(e) = result {
+        trace::svcrdma_send_err(|| (conn.rdma().peer().text(), ctxt.xid, e.to_errno()));
+    }
     *rqst.ctxt() = ctxt;
     result
 }
@@ -167,14 +172,28 @@ impl<'c> Shape<'c> {
                 rqst.copy(range.start, buf.get_mut(at..end).ok_or(EINVAL)?)?;
                 at = end;
             }
+            // CAST: At most 64 KiB.
+            trace::svcrdma_send_pullup(|| (tx.cid(), header as u32, (at - header) as u32));
             at
         };
+        trace::svcrdma_encode_wseg(|show| {
+            let chunks = Iterator::chain(self.writes.clone(), self.reply);
+            for (number, segment) in chunks.flat_map(|chunk| (0..).zip(chunk.segments())) {
+                show((tx.cid(), number, traced(&segment)));
+            }
+        });
 
         let payload = self.ctxt.slots.iter().any(|slot| slot.len != 0);
         if payload || long {
             tx.attach(rqst.detach()?);
             let count = self.write(&mut tx, long)?;
             tunables::WRITES.add(count.into());
+            if payload {
+                trace::svcrdma_post_write_chunk(|| (tx.cid(), tx.wrs()));
+            }
+            if long {
+                trace::svcrdma_post_reply_chunk(|| (tx.cid(), tx.wrs()));
+            }
         } else {
             rqst.recycle();
         }
@@ -212,7 +231,12 @@ fn fill(
     for mut part in parts {
         while !part.is_empty() {
             while room == 0 {
-                let segment = segments.next().ok_or(EINVAL)?;
+                let Some(segment) = segments.next() else {
+                    // CAST: A reply has at most a few megabytes, and a chunk a few hundred segments.
+                    let (left, all) = (part.len() as u32, chunk.segments().len() as u32);
+                    trace::svcrdma_small_wrch_err(|| (tx.cid(), left, all, all));
+                    return Err(EINVAL);
+                };
                 // CAST: 32 bits fit.
                 room = segment.length as usize;
                 addr = segment.offset;

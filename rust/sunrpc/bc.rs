@@ -17,6 +17,7 @@ use crate::{
         KBuf,
         RawGfp, //
     },
+    trace, //
 };
 use kernel::{
     alloc::KVBox,
@@ -235,6 +236,7 @@ pub(super) unsafe extern "C" fn bc_setup<T: ClientTransport>(
 ) -> c_int {
     // SAFETY: sunrpc calls this with a transport of this type, and a reference to it.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    trace::xprtrdma_cb_setup(|| (xprt.traced(), T::BC_SLOTS));
     if xprt.own.bc.as_ref().is_none() {
         let count = const { T::BC_SLOTS * 2 };
         match KBox::pin_init(BcPool::new(count), GFP_KERNEL) {

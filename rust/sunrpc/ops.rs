@@ -6,6 +6,7 @@ use super::{
     addr,
     bc,
     rqst::{
+        self,
         touches_data,
         BcReply,
         SendRqst, //
@@ -27,6 +28,7 @@ use crate::{
         err,
         queue, //
     },
+    trace, //
 };
 use core::{
     marker::PhantomData,
@@ -175,19 +177,28 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
     let Some(slot) = xprt.own.pool.slot_of(rqst) else {
         return;
     };
+    trace::xprtrdma_mrs_zap(|show| {
+        if slot.state.is_exposed() {
+            // SAFETY: The task is the caller's.
+            show((unsafe { rqst::traced(rqst) },));
+        }
+    });
     if let Some(lease) = slot.reclaim() {
         slot.state.restore(lease);
     }
 }
 
-fn errno(error: SendError) -> Error {
-    match error {
-        SendError::NotConnected => err::enotconn(),
-        SendError::Again => EAGAIN,
-        SendError::NoBufs => err::enobufs(),
-        SendError::MsgSize => err::emsgsize(),
-        SendError::Io => EIO,
-        SendError::BadSlot => err::ebadslt(),
+impl SendError {
+    /// What sunrpc expects.
+    pub(crate) fn errno(self) -> Error {
+        match self {
+            Self::NotConnected => err::enotconn(),
+            Self::Again => EAGAIN,
+            Self::NoBufs => err::enobufs(),
+            Self::MsgSize => err::emsgsize(),
+            Self::Io => EIO,
+            Self::BadSlot => err::ebadslt(),
+        }
     }
 }
 
@@ -209,7 +220,7 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
             }
             err::enotconn().to_errno()
         }
-        Err(error) => errno(error).to_errno(),
+        Err(error) => error.errno().to_errno(),
     }
 }
 
@@ -349,7 +360,9 @@ unsafe extern "C" fn connect<T: ClientTransport>(
         unsafe { bindings::xprt_clear_connecting(raw) };
         return;
     }
-    xprt.own.delay.store(backoff(xprt), Relaxed);
+    let delay = backoff(xprt);
+    trace::xprtrdma_op_connect(|| (xprt.traced(), delay));
+    xprt.own.delay.store(delay, Relaxed);
     queue_connect(xprt);
 }
 
@@ -469,6 +482,7 @@ unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
 ) {
     // SAFETY: sunrpc calls this with a transport of this type, and a reference to it.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    trace::xprtrdma_op_set_cto(|| (xprt.traced(), connect, reconnect));
     let own = xprt.own.timeout.get();
     let guard = xprt.lock_transport();
     // SAFETY: The transport's lock is held. Readers of the timeouts see old or new numbers.
@@ -512,6 +526,7 @@ unsafe extern "C" fn disable_swap(_raw: *mut bindings::rpc_xprt) {}
 unsafe extern "C" fn inject_disconnect<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    trace::xprtrdma_op_inject_dsc(|| (xprt.traced(),));
     // SAFETY: As above.
     T::inject_disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
 }

@@ -18,7 +18,10 @@ use super::{
     ClientTransport,
     SendError, //
 };
-use crate::bindings;
+use crate::{
+    bindings,
+    trace, //
+};
 use core::{
     marker::PhantomData,
     mem::ManuallyDrop,
@@ -52,6 +55,27 @@ pub(super) unsafe fn touches_data(rqst: *const bindings::rpc_rqst) -> bool {
     }
 }
 
+/// The RPC of a request, for tracepoints.
+///
+/// # Safety
+///
+/// The request has a task, which stays for the call, and with it its client if there is one.
+pub(super) unsafe fn traced(rqst: *mut bindings::rpc_rqst) -> trace::Task {
+    // SAFETY: By the contract of this function.
+    unsafe {
+        let task = (*rqst).rq_task;
+        let client = (*task).tk_client;
+        trace::Task {
+            id: (*task).tk_pid.into(),
+            client: if client.is_null() {
+                u32::MAX
+            } else {
+                (*client).cl_clid
+            },
+        }
+    }
+}
+
 /// A call that sunrpc wants to have sent.
 ///
 /// # Invariants
@@ -72,6 +96,12 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
 
     fn raw(&self) -> *mut bindings::rpc_rqst {
         self.slot.rqst()
+    }
+
+    /// The RPC, for tracepoints.
+    pub(crate) fn traced(&self) -> trace::Task {
+        // SAFETY: By the type invariant.
+        unsafe { traced(self.raw()) }
     }
 
     /// The XID, in host order.
@@ -280,6 +310,12 @@ impl<T: ClientTransport> PinnedRqst<T> {
     /// sunrpc's part.
     pub(super) fn raw(&self) -> *mut bindings::rpc_rqst {
         self.own_slot().rqst()
+    }
+
+    /// The RPC, for tracepoints.
+    pub(crate) fn traced(&self) -> trace::Task {
+        // SAFETY: By the type invariant; the task is there as long as the pin.
+        unsafe { traced(self.raw()) }
     }
 
     /// The transport's part of the slot.

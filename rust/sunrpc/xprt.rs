@@ -19,6 +19,7 @@ use crate::{
             SockAddr, //
         }, //
     },
+    trace, //
 };
 use core::{
     cell::UnsafeCell,
@@ -303,6 +304,13 @@ impl<T: ClientTransport> Core<T> {
     pub(crate) fn max_reqs(&self) -> u32 {
         // SAFETY: The transport's memory is valid; the field does not change.
         unsafe { (*self.raw()).max_reqs }
+    }
+
+    /// The transport for tracepoints.
+    pub(crate) fn traced(&self) -> trace::Peer<'_> {
+        // SAFETY: The transport's memory is valid. sunrpc and `addr::set_port` replace strings as RCU
+        // demands.
+        unsafe { trace::Peer::new(self.raw()) }
     }
 
     /// The network namespace of the mount.

@@ -26,6 +26,7 @@ use crate::{
             Net,
             SockAddr, //
         },
+        ratelimit::say, //
     },
 };
 use core::{
@@ -229,10 +230,16 @@ unsafe extern "C" fn accept<T: ServerTransport>(
     let Some(pending) = pending else {
         return core::ptr::null_mut();
     };
+    let (remote, _) = T::addresses(&pending);
     // SAFETY: As above.
     let made = unsafe { accept_one::<T>(raw, pending) };
     made.unwrap_or_else(|e| {
-        pr_debug!("connection not accepted: {:?}\n", e);
+        say!(
+            pr_warn,
+            "a connection of client {} is not accepted: {:?}\n",
+            remote.text(),
+            e
+        );
         core::ptr::null_mut()
     })
 }

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Messages for the kernel log that somebody else can cause: not more than a few at a time.
+
+use crate::bindings;
+use kernel::sync::atomic::{
+    Atomic,
+    Relaxed, //
+};
+
+/// So many messages pass in one interval.
+const BURST: u32 = 10;
+
+/// The length of an interval, in jiffies.
+const INTERVAL: usize = 30 * bindings::HZ;
+
+/// Counts the messages of one place in the code.
+pub(crate) struct RateLimit {
+    begun: Atomic<usize>,
+    seen: Atomic<u32>,
+}
+
+impl RateLimit {
+    /// Nothing was counted yet.
+    pub(crate) const fn new() -> Self {
+        Self {
+            begun: Atomic::new(0),
+            seen: Atomic::new(0),
+        }
+    }
+
+    /// Whether one more message may pass; if so, how many did not in the last interval. Any context.
+    ///
+    /// Callers that race can count wrong by one.
+    #[cold]
+    pub(crate) fn pass(&self) -> Option<u32> {
+        // SAFETY: The function only reads the clock.
+        let now = unsafe { bindings::jiffies_now() };
+        let mut missed = 0;
+        if self.seen.load(Relaxed) == 0 || now.wrapping_sub(self.begun.load(Relaxed)) >= INTERVAL {
+            self.begun.store(now, Relaxed);
+            missed = self.seen.xchg(0, Relaxed).saturating_sub(BURST);
+        }
+        let seen = self.seen.load(Relaxed);
+        self.seen.store(seen.saturating_add(1), Relaxed);
+        (seen < BURST).then_some(missed)
+    }
+}
+
+/// `say!(pr_warn, "...\n", ...)`: a message that is not printed when there were too many of the same
+/// kind.
+macro_rules! say {
+    ($print:ident, $($args:tt)+) => {{
+        static LIMIT: $crate::rt::ratelimit::RateLimit = $crate::rt::ratelimit::RateLimit::new();
+        if let Some(missed) = LIMIT.pass() {
+            if missed != 0 {
+                ::kernel::$print!("{} messages like the next one are not shown\n", missed);
+            }
+            ::kernel::$print!($($args)+);
+        }
+    }};
+}
+
+pub(crate) use say;
