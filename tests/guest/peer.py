@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0
+"""A peer without a kernel client: connections, messages, and what an answer should be."""
+
+import signal
+import struct
+
+import pyverbs.cm_enums as ce
+import pyverbs.enums as e
+from pyverbs.cmid import CMID, AddrInfo, ConnParam
+from pyverbs.pyverbs_error import PyverbsError
+from pyverbs.qp import QPCap, QPInitAttr
+
+from lib import *
+
+MSG, NOMSG, MSGP, RDMA_DONE, ERROR = range(5)
+ERR_VERS, ERR_CHUNK = 1, 2
+PAGE = 4096
+SEGMENT = struct.Struct(">IIQ")
+
+
+class Quiet(Exception):
+    """Nothing came."""
+
+
+class Gone(Exception):
+    """The connection has ended."""
+
+
+def words(*values):
+    return struct.pack(f">{len(values)}I", *values)
+
+
+class Peer:
+    """A connection, used as the protocol does: Send, Receive, memory that the server may reach."""
+
+    def __init__(self, receives=8, **conn):
+        info = AddrInfo(dst=SERVER, dst_service=str(PORT), port_space=ce.RDMA_PS_TCP)
+        attr = QPInitAttr(cap=QPCap(max_send_wr=64, max_recv_wr=64))
+        attr.qp_type = e.IBV_QPT_RC
+        self.id = CMID(creator=info, qp_init_attr=attr)
+        self.receives, self.keep, self.at = [], [], 0
+        for _ in range(receives):
+            self.post()
+        self.id.connect(ConnParam(resources=4, depth=4, **conn))
+
+    def post(self):
+        region = self.id.reg_msgs(PAGE)
+        self.id.post_recv(region)
+        self.receives.append(region)
+
+    def send(self, message):
+        region = self.id.reg_msgs(max(len(message), 1))
+        region.write(message, len(message))
+        self.keep.append(region)
+        try:
+            self.id.post_send(region, e.IBV_SEND_SIGNALED)
+            wc = self.wait(self.id.get_send_comp, 10)
+        except (PyverbsError, Quiet) as error:
+            raise Gone(error) from None
+        if wc.status:
+            raise Gone(f"send status {wc.status}")
+
+    def wait(self, get, seconds):
+        def alarm(*_):
+            raise Quiet
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
+        try:
+            wc = get()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        if wc is None:
+            raise Quiet
+        return wc
+
+    def recv(self, seconds=5):
+        try:
+            wc = self.wait(self.id.get_recv_comp, seconds)
+        except PyverbsError as error:
+            raise Quiet(error) from None
+        if wc.status:
+            raise Gone(f"receive status {wc.status}")
+        region = self.receives[self.at]
+        self.at += 1
+        data = region.read(wc.byte_len, 0)
+        self.post()
+        return data
+
+    def memory(self, data):
+        """Memory to read: (rkey, address)."""
+        region = self.id.reg_read(max(len(data), 1))
+        region.write(data, len(data))
+        self.keep.append(region)
+        return region.rkey, region.buf
+
+    def space(self, size):
+        """Memory to write: the region."""
+        region = self.id.reg_write(size)
+        region.write(b"\xee" * size, size)
+        self.keep.append(region)
+        return region
+
+    def close(self):
+        for region in self.receives + self.keep:
+            region.close()
+        self.id.close()
+
+
+def fixed(xid, proc=MSG, version=1, credits=32):
+    return words(xid, version, credits, proc)
+
+
+def lists(reads=(), writes=(), reply=None):
+    """Read list of (position, rkey, length, address); chunks of (rkey, length, address)."""
+    out = b"".join(words(1, position) + SEGMENT.pack(*segment) for position, *segment in reads)
+    out += words(0)
+    for chunk in writes:
+        out += words(1, len(chunk)) + b"".join(SEGMENT.pack(*segment) for segment in chunk)
+    out += words(0)
+    if reply is None:
+        return out + words(0)
+    return out + words(1, len(reply)) + b"".join(SEGMENT.pack(*segment) for segment in reply)
+
+
+def null(xid, proc=0):
+    """The NULL call of NFS 3."""
+    return words(xid, 0, 2, 100003, 3, proc, 0, 0, 0, 0)
+
+
+def null_named(xid, name):
+    """The same with a credential that has a machine name: (call, offset of the name)."""
+    pad = -len(name) % 4
+    body = words(7, len(name)) + name + bytes(pad) + words(0, 0, 0)
+    return words(xid, 0, 2, 100003, 3, 0, 1, len(body)) + body + words(0, 0), 40
+
+
+def accepted(xid, status=0):
+    return words(xid, 1, 0, 0, 0, status)
+
+
+def good(peer, xid=0x600d):
+    peer.send(fixed(xid) + lists() + null(xid))
+    equal(answer(peer, xid), accepted(xid), "answer to a plain call")
+
+
+def answer(peer, xid, reads=b"", header=None):
+    """The RPC message of a reply whose header has empty lists, or the given ones."""
+    data = peer.recv()
+    header = lists() if header is None else header
+    got_xid, version, credits, proc = struct.unpack_from(">4I", data)
+    equal((got_xid, version, proc), (xid, 1, MSG), "xid, version and procedure of the reply")
+    equal(credits, CREDITS, "credits granted")
+    equal(data[16:16 + len(header)], header, "chunk lists of the reply")
+    return data[16 + len(header):]
+
+
+def error(peer, xid, code=ERR_CHUNK):
+    data = peer.recv()
+    got_xid, _, credits, proc, got = struct.unpack_from(">5I", data)
+    equal((got_xid, proc, got), (xid, ERROR, code), "xid, procedure and code of the error")
+    equal(credits, CREDITS, "credits granted with the error")
+    return data
+
+
+def ends(peer):
+    """The connection ends within a few seconds."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            peer.recv(2)
+        except Quiet:
+            continue
+        except Gone:
+            return
+    raise Failed("the connection is still there")
+
+
+def silent(peer, seconds=1):
+    try:
+        data = peer.recv(seconds)
+    except Quiet:
+        return
+    raise Failed(f"unexpected answer {data.hex()}")
+
+
+class connection:
+    def __enter__(self):
+        self.peer = Peer()
+        return self.peer
+
+    def __exit__(self, *_):
+        self.peer.close()
+
+
+CREDITS = int(on_server("cat /proc/sys/sunrpc/svc_rdma/max_requests"))

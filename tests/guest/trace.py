@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Tracepoints have the C transport's names, fields and texts, and show what happened; messages in the
+kernel log say who and why, and are not too many.
+
+One side runs our module, the other one the C module: what both offer is compared.
+"""
+
+import collections
+import re
+
+from lib import *
+
+TRACING = "/sys/kernel/tracing"
+RUST_CLIENT = os.environ["CLIENT"] == "rust"
+OURS, THEIRS = (run, on_server) if RUST_CLIENT else (on_server, run)
+# What Documentation/tracing.md says about differences of names and fields: there are none.
+DIFFERENT = {}
+CLOSED = 20999
+
+
+def shell(side, command, timeout=120):
+    if side is run:
+        return run("sh", "-c", command, timeout=timeout)
+    return on_server(command, timeout=timeout)
+
+
+def formats(side):
+    """{event: (fields, text)} of events/rpcrdma."""
+    text = shell(side, f"cd {TRACING}/events/rpcrdma && cat */format")
+    found = {}
+    for part in re.split(r"(?m)^name: ", text)[1:]:
+        name = part.split("\n", 1)[0]
+        fields = re.findall(r"(?m)^\tfield:(.*)$", part)
+        literals = re.search(r"(?m)^print fmt: ((?:\s*\"(?:[^\"\\]|\\.)*\")+)", part).group(1)
+        found[name] = (tuple(re.sub(r"\s+", " ", f) for f in fields),
+                       re.sub(r"\"\s*\"", "", literals.strip()))
+    return found
+
+
+Event = collections.namedtuple("Event", "name text")
+
+
+def parse(text):
+    """Events of a trace, in their order."""
+    found = re.findall(r"(?m)^.*?\d+\.\d+: ((?:xprtrdma|svcrdma|rpcrdma)_\w+|xprt_transmit|xprt_lookup_rqst): +(.*)$",
+                       text)
+    return [Event(*f) for f in found]
+
+
+def of(events, *names):
+    return [e.text for e in events if e.name in names]
+
+
+def number(text, field):
+    found = re.search(rf"(?:^|[ ,]){re.escape(field)}=(0x[0-9a-f]+|-?\d+)", text)
+    expect(found, f"no {field} in {text!r}")
+    return int(found.group(1), 0)
+
+
+def xids(texts):
+    return sorted(number(t, "xid") for t in texts)
+
+
+@contextlib.contextmanager
+def traced(side, *more):
+    """A list, which has the events of the body afterwards."""
+    events = []
+    on = [f"{TRACING}/events/{e}/enable" for e in ("rpcrdma", *more)]
+    shell(side, f"cd {TRACING}; echo 0 >tracing_on; echo >trace; echo 16384 >buffer_size_kb; "
+          + "; ".join(f"echo 1 >{f}" for f in on) + "; echo 1 >tracing_on")
+    try:
+        yield events
+    finally:
+        text = shell(side, f"cd {TRACING}; echo 0 >tracing_on; "
+                     + "; ".join(f"echo 0 >{f}" for f in on)
+                     + "; cat trace; echo >trace; echo 1 >buffer_size_kb; echo 1 >tracing_on")
+        events += parse(text)
+
+
+def log(side):
+    return [l for l in shell(side, "dmesg").splitlines() if " rpcrdma_rust: " in l]
+
+
+for side in (run, on_server):
+    shell(side, f"mountpoint -q {TRACING} || mount -t tracefs none {TRACING}")
+
+with check("events, fields and texts are those of the C module"):
+    ours, theirs = formats(OURS), formats(THEIRS)
+    expect(len(theirs) > 100, f"the C module has {len(theirs)} events")
+    equal(sorted(set(theirs) ^ set(ours)), [], "events that one side has")
+    for name in sorted(theirs):
+        equal(ours[name], DIFFERENT.get(name, theirs[name]), name)
+    say(f"{len(ours)} events")
+
+
+def client():
+    data = random_bytes(1 << 18)
+    with server_folder("trace"):
+        with check("trace-cmd record -e rpcrdma: a mount, reads and writes"):
+            path = "/tmp/trace.dat"
+            script = (f"mkdir -p /mnt/a && mount -t nfs -o {options('3', 'noac')} {SERVER}:{EXPORT} /mnt/a"
+                      " && dd if=/dev/urandom of=/mnt/a/trace/f bs=64K count=4 oflag=direct status=none"
+                      " && dd if=/mnt/a/trace/f of=/dev/null bs=65535 count=4 iflag=direct status=none"
+                      " && ls -l /mnt/a/trace >/dev/null && umount /mnt/a")
+            run("trace-cmd", "record", "-q", "-b", "8192", "-o", path, "-e", "rpcrdma",
+                "-e", "sunrpc:xprt_transmit", "sh", "-c", script, timeout=110)
+            events = parse(run("trace-cmd", "report", "-i", path, timeout=110))
+            os.unlink(path)
+            shell(run, f"echo 1 >{TRACING}/buffer_size_kb")
+        count = collections.Counter(e.name for e in events)
+        say(dict(count))
+        with check("the connection: asked for, made, ended"):
+            peer = f"peer=[{SERVER}]:{PORT}"
+            for name in ("xprtrdma_op_connect", "xprtrdma_connect", "xprtrdma_disconnect"):
+                equal(count[name], 1, name)
+                expect(of(events, name)[0].startswith(peer), of(events, name)[0])
+            equal(number(of(events, "xprtrdma_connect")[0], "rc"), 0, "rc")
+            text, = of(events, "xprtrdma_inline_thresh")
+            expect(f"{SERVER}:{PORT} neg send/recv=4096/4096" in text, text)
+            equal((count["rpcrdma_client_register"], count["rpcrdma_client_unregister"]), (1, 1),
+                  "connections that wanted to know of a removal, and did not any more")
+            expect(f"device={RDMA}0 " in of(events, "rpcrdma_client_register")[0], "name of the device")
+        with check("each call: one marshal, one Send, one message, one reply, with its XID"):
+            sent = [t for t in of(events, "xprt_transmit") if f":{PORT}" not in t or "xid" in t]
+            calls = xids(of(events, "xprtrdma_marshal"))
+            expect(calls, "no calls")
+            equal(len(set(calls)), len(calls), "XIDs that are different")
+            expect(set(calls) <= set(xids(sent)), "XIDs that sunrpc does not know")
+            equal(xids(of(events, "xprtrdma_reply")), calls, "XIDs of replies")
+            equal(count["xprtrdma_post_send"], len(calls), "Sends")
+            good = [t for t in of(events, "xprtrdma_wc_receive") if "(0/0x0)" in t]
+            equal(len(good), len(calls), "messages")
+            tasks = [t.split()[0] for t in of(events, "xprtrdma_marshal")]
+            equal([t.split()[0] for t in of(events, "xprtrdma_post_send")], tasks, "tasks")
+            for text in good:
+                expect(number(text, "received") >= 28, text)
+        with check("memory: what is mapped is what messages name, and none stays"):
+            segment = r"(\d+@0x[0-9a-f]+:0x[0-9a-f]+)"
+            mapped = sorted(re.findall(segment, " ".join(of(events, "xprtrdma_mr_map"))))
+            named = of(events, "xprtrdma_chunk_read", "xprtrdma_chunk_write", "xprtrdma_chunk_reply")
+            equal(sorted(re.findall(segment, " ".join(named))), mapped, "segments in chunks")
+            for name in ("xprtrdma_chunk_read", "xprtrdma_chunk_write", "xprtrdma_chunk_wp"):
+                expect(count[name] >= 4, f"{name}: {count[name]}")
+            equal(len(of(events, "xprtrdma_mr_fastreg")), len(mapped), "registrations")
+            ended = count["xprtrdma_mr_reminv"] + count["xprtrdma_mr_localinv"]
+            equal(ended, len(mapped), "invalidations")
+            expect(count["xprtrdma_mr_unmap"] >= len(mapped), "regions that are mapped still")
+            text = " ".join(of(events, "xprtrdma_marshal"))
+            expect("read list/inline" in text and "inline/write list" in text, "how payload travels")
+
+        with check("nothing is shown when nobody looks"), mounted("3", "noac") as at:
+            shell(run, f"echo >{TRACING}/trace")
+            write_file(f"{at}/trace/g", data, direct=True)
+            equal(parse(read(f"{TRACING}/trace")), [], "events")
+
+    with check("a port without a listener: an event for each attempt, not as many messages"):
+        shell(run, "dmesg -C")
+        attempts = []
+        with traced(run) as events:
+            # mount.nfs tries again by itself.
+            for _ in range(3):
+                run("mount", "-t", "nfs", "-o", f"vers=4.2,proto=rdma,port={CLOSED},retry=0",
+                    f"{SERVER}:{EXPORT}", "/mnt/a", ok=False)
+        attempts = of(events, "xprtrdma_connect")
+        expect(len(attempts) >= 3, f"{len(attempts)} attempts")
+        for text in attempts:
+            expect(text.startswith(f"peer=[{SERVER}]:{CLOSED} rc=-111 "), text)
+        lines = [l for l in log(run) if f"{SERVER}:{CLOSED}" in l]
+        expect(lines and "ECONNREFUSED" in lines[0], f"messages: {log(run)}")
+        expect(len(lines) <= min(10, len(attempts)), f"{len(lines)} messages")
+
+    with check("a connection that is lost is reported: who, which device, why"), mounted("4.2") as at:
+        shell(run, "dmesg -C")
+        lines = log(run)
+        on_server("nfsd-down; nfsd-up")
+        os.listdir(at)
+        wait_for(lambda: any("is lost" in l for l in log(run)), 30, "a message")
+        line = [l for l in log(run) if "is lost" in l][0]
+        expect(f"server {SERVER}:{PORT} by device {RDMA}0 is lost: " in line, line)
+        wait_for(lambda: any("connected to server" in l for l in log(run)), 60, "a message")
+
+
+def server():
+    size = 1 << 18
+    client = "10.0.0.2"
+    with server_folder("trace"):
+        with check("a mount, writes and reads: events of both ends have the same XIDs"):
+            shell(on_server, "dmesg -C")
+            with traced(run) as theirs, traced(on_server) as events:
+                with mounted("3", "noac") as at:
+                    write_file(f"{at}/trace/f", random_bytes(size), direct=True, block=1 << 16)
+                    read_file(f"{at}/trace/f", direct=True, block=1 << 16)
+                    os.listdir(f"{at}/trace")
+                # The last reply is complete when the connection is gone.
+                wait_for(lambda: any("has ended" in l for l in log(on_server)), 20, "the end")
+            count = collections.Counter(e.name for e in events)
+            say(dict(count))
+            calls = xids(of(theirs, "xprtrdma_marshal"))
+            expect(calls, "the client has no calls")
+            equal(xids(of(events, "svcrdma_decode_rqst")), calls, "XIDs")
+            equal(count["svcrdma_wc_recv"], len(calls), "messages")
+            equal(count["svcrdma_post_send"], len(calls), "Sends")
+            equal(count["svcrdma_wc_send"], len(calls), "Sends that are complete")
+        with check("payload: all of it is read and written, in chunks of the client"):
+            segment = r"(\d+@0x[0-9a-f]+:0x[0-9a-f]+)"
+            for ours, its in (("rseg", ("xprtrdma_chunk_read",)),
+                              ("wseg", ("xprtrdma_chunk_write", "xprtrdma_chunk_wp",
+                                        "xprtrdma_chunk_reply"))):
+                got = re.findall(segment, " ".join(of(events, "svcrdma_decode_" + ours)))
+                offered = re.findall(segment, " ".join(of(theirs, *its)))
+                equal(sorted(got), sorted(offered), ours)
+            reads = of(events, "svcrdma_wc_read")
+            equal(sum(number(t, "totalbytes") for t in reads), size, "bytes that were read")
+            expect(all(number(t, "latency-us") > 0 for t in reads), "latency")
+            for name in ("svcrdma_post_read_chunk", "svcrdma_read_finished"):
+                equal(count[name], len(reads), name)
+            writes = size >> 16
+            expect(count["svcrdma_post_write_chunk"] >= writes, "Write chunks")
+            expect(count["svcrdma_wc_write"] >= writes, "Write chunks that are complete")
+        with check("messages tell of the client's connection"):
+            for wanted in (rf"connection of client {client}:\d+ by device {RDMA}0: \d+ credits",
+                           rf"connection of client {client}:\d+ by device {RDMA}0 has ended"):
+                lines = [l for l in log(on_server) if re.search(wanted, l)]
+                equal(len(lines), 1, f"messages {wanted!r} in {log(on_server)}")
+
+    from peer import Peer, error, fixed, good, lists, null, silent, ERR_VERS, MSGP, RDMA_DONE
+    with check("messages that make no sense: which, and whose"):
+        with traced(on_server) as events:
+            peer = Peer()
+            peer.send(fixed(0x1234)[:12])
+            error(peer, 0x1234)
+            peer.send(fixed(0x1235, version=2) + lists() + null(0x1235))
+            error(peer, 0x1235, ERR_VERS)
+            peer.send(fixed(0x1236, MSGP) + lists() + null(0x1236))
+            error(peer, 0x1236)
+            peer.send(fixed(0x1237) + lists([(0, 1, 2, 3)])[:8])
+            error(peer, 0x1237)
+            peer.send(fixed(0x1238, RDMA_DONE) + lists() + null(0x1238))
+            silent(peer, 0.5)
+            good(peer)
+            peer.close()
+        equal(number(of(events, "svcrdma_decode_short_err")[0], "hdrlen"), 12, "length")
+        for name, xid in (("svcrdma_decode_badvers_err", 0x1235), ("svcrdma_err_vers", 0x1235),
+                          ("svcrdma_decode_badproc_err", 0x1236),
+                          ("svcrdma_decode_parse_err", 0x1237), ("svcrdma_decode_drop_err", 0x1238)):
+            equal(xids(of(events, name)), [xid], name)
+        equal(xids(of(events, "svcrdma_err_chunk")), [0x1234, 0x1236, 0x1237], "svcrdma_err_chunk")
+    with check("a peer that sends nothing else: all events, few messages"):
+        shell(on_server, "dmesg -C")
+        with traced(on_server) as events:
+            peer = Peer()
+            for n in range(60):
+                peer.send(fixed(n, version=9) + lists() + null(n))
+                error(peer, n, ERR_VERS)
+            good(peer)
+            peer.close()
+        equal(len(of(events, "svcrdma_decode_badvers_err")), 60, "events")
+        lines = [l for l in log(on_server) if f"client {client}:" in l and "version" in l]
+        expect(len(lines) <= 10, f"{len(lines)} messages")
+
+
+if RUST_CLIENT:
+    client()
+else:
+    server()
+done()
