@@ -15,6 +15,8 @@
 //!
 //! C header: [include/rdma/rw.h](srctree/include/rdma/rw.h)
 
+mod traced;
+
 use super::{
     cq::{
         CompletedIn,
@@ -276,69 +278,6 @@ impl<S: Service> Op<S> {
         self.wrs = 0;
     }
 
-    /// The message that is sent, for tracepoints: pieces of memory, and the key that it invalidates.
-    pub(super) fn traced_send(&self) -> (u32, u32) {
-        let inv = if self.send.opcode == bindings::ib_wr_opcode_IB_WR_SEND_WITH_INV {
-            // SAFETY: The valid member for this opcode; all of them are plain numbers.
-            unsafe { self.send.ex.invalidate_rkey }
-        } else {
-            0
-        };
-        (1, inv)
-    }
-
-    fn trace_completion(&mut self, wc: Wc<'_>) {
-        let number = self.number;
-        let moves = !self.rws.is_empty();
-        let cid = || wc.cid(number);
-        let all = || (wc.traced(), cid());
-        let failed = wc.ok().is_err();
-        match (self.is_reply(), failed, wc.is_flush()) {
-            (true, false, _) => {
-                trace::svcrdma_wc_send(|| (cid(),));
-                if moves {
-                    trace::svcrdma_wc_write(|| (cid(),));
-                }
-            }
-            (true, true, true) => {
-                trace::svcrdma_wc_send_flush(all);
-                if moves {
-                    trace::svcrdma_wc_write_flush(all);
-                }
-            }
-            (true, true, false) => {
-                trace::svcrdma_wc_send_err(all);
-                if moves {
-                    trace::svcrdma_wc_write_err(all);
-                }
-            }
-            (false, false, _) => trace::svcrdma_wc_read(|| {
-                let mut bytes = 0u32;
-                self.rws.for_each(|rw| {
-                    for piece in rw.pieces.iter() {
-                        bytes = bytes.wrapping_add(piece.bv_len);
-                    }
-                });
-                let latency = match self.begun {
-                    0 => 0,
-                    begun => now().wrapping_sub(begun) / 1000,
-                };
-                (cid(), bytes, latency)
-            }),
-            (false, true, true) => trace::svcrdma_wc_read_flush(all),
-            (false, true, false) => trace::svcrdma_wc_read_err(all),
-        }
-        if moves {
-            // CAST: Hundreds.
-            trace::svcrdma_cc_release(|| (cid(), self.wrs as i32));
-        }
-    }
-
-    /// Notes when reading begins.
-    pub(super) fn note_begin(&mut self) {
-        self.begun = if trace::wants_latency() { now() } else { 0 };
-    }
-
     /// Drops what an operation without contexts has, and puts it into its pool.
     pub(super) fn discard(mut self: KBox<Self>) {
         self.memory = Memory::None;
@@ -376,12 +315,6 @@ impl<S: Service> Op<S> {
         });
         first
     }
-}
-
-/// The clock, in nanoseconds.
-fn now() -> i64 {
-    // SAFETY: The function only reads the clock.
-    unsafe { bindings::ktime_get() }
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
@@ -522,18 +455,6 @@ impl<S: Service> Drop for Building<'_, S> {
 pub(crate) struct Reply<'c, S: Service>(Building<'c, S>);
 
 impl<S: Service> Reply<'_, S> {
-    /// Names the operation for tracepoints.
-    pub(crate) fn cid(&self) -> trace::Cid {
-        let number = self.0.op.as_ref().map_or(trace::UNKNOWN, |op| op.number);
-        self.0.conn.shared.op_cid(number)
-    }
-
-    /// Work requests so far, for tracepoints.
-    pub(crate) fn wrs(&self) -> i32 {
-        // CAST: Thousands.
-        self.0.op.as_ref().map_or(0, |op| op.wrs as i32)
-    }
-
     /// The buffer of the message.
     pub(crate) fn buf(&mut self) -> &mut [u8] {
         self.0
