@@ -716,7 +716,8 @@ TRACE_EVENT(svcrdma_qp_error,
 	TP_fast_assign(
 		__entry->event = event;
 		__assign_str(device);
-		snprintf(__entry->addr, sizeof(__entry->addr) - 1, "%pISpc", peer);
+		memset(__entry->addr, 0, sizeof(__entry->addr));
+		snprintf(__entry->addr, sizeof(__entry->addr), "%pISpc", peer);
 	),
 	TP_printk("addr=%s dev=%s event=%s (%u)", __entry->addr, __get_str(device),
 		rdma_show_ib_event(__entry->event), __entry->event)

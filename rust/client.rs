@@ -83,6 +83,8 @@ pub(crate) struct Rdma {
     stats: Arc<Stats>,
     /// The largest message that the current connection carries both ways.
     inline: Atomic<u32>,
+    /// How the last attempt to connect has failed, 0 if it did not.
+    failure: Atomic<i32>,
 }
 
 /// What the holder of the transport's write lock has: the connection.
@@ -101,6 +103,7 @@ impl ClientTransport for Rdma {
         try_pin_init!(Self {
             stats: Stats::new()?,
             inline: Atomic::new(wire::INLINE_DEFAULT),
+            failure: Atomic::new(0),
         }? Error)
     }
 
@@ -221,6 +224,8 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
     let rc = result.map_or_else(Error::to_errno, |()| 0);
     trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
     let server = xprt.addr();
+    // An attempt in 15 seconds is below the limit of messages, for as long as the server is away.
+    let before = xprt.inner().failure.xchg(rc, Relaxed);
     match (result, &lock.0) {
         (Ok(()), Some(conn)) => {
             let endpoint = conn.proto();
@@ -247,7 +252,7 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
                 inline.recv
             );
         }
-        (Err(e), _) if !xprt.is_abandoned() => {
+        (Err(e), _) if !xprt.is_abandoned() && rc != before => {
             say!(
                 pr_warn,
                 "cannot connect to server {}: {:?}\n",

@@ -49,7 +49,7 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     xprt.note_traffic();
     let Some((fixed, rqst)) = request_of(endpoint, &msg) else {
         // With it a key of another request, maybe, became invalid (row X15).
-        if msg.invalidated().is_some() {
+        if msg.has_invalidated() {
             violation(endpoint);
         }
         return;
@@ -64,7 +64,7 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     match reply.rqst.slot().take() {
         Memory::Home(lease) => {
             reply.rqst.slot().put(Memory::Home(lease));
-            if reply.msg.invalidated().is_some() {
+            if reply.msg.has_invalidated() {
                 violation(endpoint);
                 return;
             }
@@ -159,7 +159,7 @@ fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
 impl Reply {
     /// Ends the peer's access to the request's memory, then goes on with [`Self::finish`].
     fn fence(mut self, endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, mut set: Exposed<Endpoint>) {
-        if let Some(proof) = self.msg.invalidated() {
+        if let Some(proof) = self.msg.take_invalidated() {
             if proof.is_pad() && self.rqst.slot().lock().padded {
                 // The server may choose any key of the call (RFC 8797, 4.1). This one is not only
                 // the call's.

@@ -10,9 +10,10 @@
 //! ```
 //!
 //! The lease is whatever keeps the memory from being freed or reused, and only memory that it names
-//! itself can be exposed. It moves in with [`Exposing::new`], and comes out only when no region of the set can be reached by the peer any
-//! more and all memory is unmapped: there is no other way to it. A set that is dropped while the
-//! peer may still reach it is kept until the connection is gone, and its lease with it.
+//! itself can be exposed. It moves in with [`Exposing::new`], and comes out only when no region of the
+//! set can be reached by the peer any more and all memory is unmapped: there is no other way to it. A
+//! set that is dropped while the peer may still reach it is kept until the connection is gone, and its
+//! lease with it.
 
 use super::{
     conn::{

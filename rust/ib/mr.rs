@@ -174,25 +174,22 @@ impl<P: Protocol> MrCtx<P> {
 
     /// The region for tracepoints.
     pub(super) fn traced(&self) -> trace::Mr {
-        // SAFETY: By the type invariant.
-        let mr = unsafe { &*self.mr.as_ptr() };
-        let read_only = self.reg.access == Access::Read.as_raw();
-        let dir = if read_only {
-            Access::Read.direction()
-        } else {
-            Access::Write.direction()
-        };
-        trace::Mr {
-            id: mr.res.id,
-            dir: dir.as_raw(),
-            // CAST: At most a few hundred.
-            nents: self.nents as c_int,
-            seg: trace::Segment {
-                handle: mr.rkey,
-                // CAST: At most a megabyte.
-                length: mr.length as u32,
-                offset: mr.iova,
-            },
+        let mr = self.mr.as_ptr();
+        let unmapped = bindings::dma_data_direction_DMA_NONE;
+        // SAFETY: By the type invariant. The device may write to other fields meanwhile.
+        unsafe {
+            trace::Mr {
+                id: (*mr).res.id,
+                dir: self.mapped.map_or(unmapped, Direction::as_raw),
+                // CAST: At most a few hundred.
+                nents: self.nents as c_int,
+                seg: trace::Segment {
+                    handle: (*mr).rkey,
+                    // CAST: At most a megabyte.
+                    length: (*mr).length as u32,
+                    offset: (*mr).iova,
+                },
+            }
         }
     }
 
@@ -319,20 +316,32 @@ impl<P: Protocol> MrCtx<P> {
 
     /// Takes the memory back from the device. The peer must have no access any more.
     pub(super) fn unmap(&mut self) {
-        if let Some(dir) = self.mapped.take() {
+        self.trace_unmap();
+        self.take_back();
+    }
+
+    fn trace_unmap(&self) {
+        if self.mapped.is_some() {
             trace::xprtrdma_mr_unmap(|| (self.traced(),));
-            // SAFETY: By the type invariant, with the parameters of the mapping.
-            unsafe {
-                bindings::ib_dma_unmap_sg(
-                    self.domain.lease().as_raw(),
-                    self.sg.as_mut_ptr(),
-                    // CAST: At most a few hundred.
-                    self.nents as c_int,
-                    dir.as_raw(),
-                );
-            }
-            self.release();
         }
+    }
+
+    /// As [`Self::unmap`], without a look at the region, which may be gone.
+    fn take_back(&mut self) {
+        let Some(dir) = self.mapped.take() else {
+            return;
+        };
+        // SAFETY: By the type invariant, with the parameters of the mapping.
+        unsafe {
+            bindings::ib_dma_unmap_sg(
+                self.domain.lease().as_raw(),
+                self.sg.as_mut_ptr(),
+                // CAST: At most a few hundred.
+                self.nents as c_int,
+                dir.as_raw(),
+            );
+        }
+        self.release();
     }
 
     /// Drops the references to pages. No device and no peer can reach them any more.
@@ -350,14 +359,17 @@ impl<P: Protocol> MrCtx<P> {
 
 impl<P: Protocol> Drop for MrCtx<P> {
     fn drop(&mut self) {
+        // Before there is no region to look at any more.
+        self.trace_unmap();
         // SAFETY: By the type invariant. No work request that names the region is queued: it is
         // idle, or the queue pair is gone. This ends any access by the peer, so the memory can be
         // taken back afterwards.
         let ret = unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
         if ret != 0 {
+            // The region is still there.
             trace::xprtrdma_frwr_dereg(|| (self.traced(), ret));
         }
-        self.unmap();
+        self.take_back();
     }
 }
 

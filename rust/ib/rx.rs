@@ -120,9 +120,15 @@ impl<P: Protocol> RxMsg<P> {
         self.0.mem.message()
     }
 
-    /// The region that the peer invalidated with this message.
-    pub(crate) fn invalidated(&self) -> Option<RemoteInvalidated<'_, P>> {
-        let rkey = self.0.invalidated?;
+    /// Whether the peer invalidated a region with this message, and nobody has taken the proof.
+    pub(crate) fn has_invalidated(&self) -> bool {
+        self.0.invalidated.is_some()
+    }
+
+    /// Takes the proof that the peer invalidated a region with this message: once, because keys
+    /// come round.
+    pub(crate) fn take_invalidated(&mut self) -> Option<RemoteInvalidated<'_, P>> {
+        let rkey = self.0.invalidated.take()?;
         Some(RemoteInvalidated {
             rkey,
             pad: self.0.inner.pad_key() == Some(rkey),

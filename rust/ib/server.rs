@@ -140,6 +140,7 @@ pub(super) struct Shared<S: Service> {
     qp: Atomic<*mut bindings::ib_qp>,
     port: u32,
     told: AtomicFlag,
+    removed: AtomicFlag,
     lkey: u32,
     /// The connection's identifier, which outlives its queue pair.
     id: *mut bindings::rdma_cm_id,
@@ -197,6 +198,7 @@ impl<S: Service> Shared<S> {
                 qp: Atomic::new(core::ptr::null_mut()),
                 port,
                 told: AtomicFlag::new(false),
+                removed: AtomicFlag::new(false),
                 lkey,
                 id: incoming.id.as_ptr(),
                 peer: incoming.remote(),
@@ -284,13 +286,18 @@ fn none_posted<T>(count: u32) -> Result<KVVec<Atomic<*mut T>>> {
 
 impl<S: Service> Link for Shared<S> {
     fn lost(&self, why: Lost) {
+        // That a device goes away is of importance whatever else has happened; the connection
+        // manager and the RDMA core both say so.
+        let again = self.told.xchg(true, Full);
         if why == Lost::DeviceRemoved {
+            if self.removed.xchg(true, Full) {
+                return;
+            }
             trace::svcrdma_device_removal(|| (self.limits.device.as_c_str(), self.peer));
+        } else if again {
+            return;
         }
-        // That a device goes away is of importance whatever else has happened.
-        if !self.told.xchg(true, Full) || why == Lost::DeviceRemoved {
-            self.service.lost(why);
-        }
+        self.service.lost(why);
     }
 }
 

@@ -100,6 +100,7 @@ pub(crate) unsafe trait Lease: Send + 'static {
     /// The pieces of a part.
     type Regions<'l>: Iterator<Item = Region<'l>>;
 
-    /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not this value's.
-    fn regions<'l>(&'l self, part: &Self::Part<'_>) -> Self::Regions<'l>;
+    /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not
+    /// this value's.
+    fn regions<'l>(&'l self, part: &'l Self::Part<'_>) -> Self::Regions<'l>;
 }

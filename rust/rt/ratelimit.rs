@@ -31,19 +31,17 @@ impl RateLimit {
 
     /// Whether one more message may pass; if so, how many did not in the last interval. Any context.
     ///
-    /// Callers that race can count wrong by one.
+    /// When an interval begins, some of those who race with that count in the one before.
     #[cold]
     pub(crate) fn pass(&self) -> Option<u32> {
         // SAFETY: The function only reads the clock.
         let now = unsafe { bindings::jiffies_now() };
+        let begun = self.begun.load(Relaxed);
         let mut missed = 0;
-        if self.seen.load(Relaxed) == 0 || now.wrapping_sub(self.begun.load(Relaxed)) >= INTERVAL {
-            self.begun.store(now, Relaxed);
+        if now.wrapping_sub(begun) >= INTERVAL && self.begun.cmpxchg(begun, now, Relaxed).is_ok() {
             missed = self.seen.xchg(0, Relaxed).saturating_sub(BURST);
         }
-        let seen = self.seen.load(Relaxed);
-        self.seen.store(seen.saturating_add(1), Relaxed);
-        (seen < BURST).then_some(missed)
+        (self.seen.fetch_add(1, Relaxed) < BURST).then_some(missed)
     }
 }
 

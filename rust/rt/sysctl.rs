@@ -83,7 +83,8 @@ impl Counter {
     }
 }
 
-/// A number that goes up and down, for an administrator to read.
+/// A number that goes up and down, for an administrator to read. It is exact at any time: all of it is
+/// in one part of a counter, because a reader of several might see what went and not what came.
 #[repr(transparent)]
 pub(crate) struct Gauge(Counter);
 
@@ -95,13 +96,14 @@ impl Gauge {
 
     /// There are `n` more.
     pub(crate) fn add(&self, n: u64) {
-        self.0.add(n);
+        let [part, ..] = &self.0 .0;
+        part.0.add(n, Relaxed);
     }
 
     /// There are `n` fewer.
     pub(crate) fn sub(&self, n: u64) {
         // Arithmetic is modulo 2^64.
-        self.0.add(n.wrapping_neg());
+        self.add(n.wrapping_neg());
     }
 }
 

@@ -128,15 +128,16 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
     /// does that again (see [`Self::call`]) while a peer may still read the head, that must come
     /// about somewhere else: from here on in the other of two buffers.
     pub(crate) fn leave_head(&mut self, lease: &PayloadLease) {
-        if !self.slot.is_mine(lease) {
+        // What may bypass the message is not encrypted.
+        if !self.slot.is_mine(lease) || self.ddp_allowed() {
             return;
         }
         let rqst = self.raw();
         // SAFETY: The request is pinned: sunrpc reads the field when it encodes the call the next
-        // time. Both buffers are the slot's and as large as the call may be.
+        // time. The other buffer is the slot's too, and as large as sunrpc asked for.
         unsafe {
             let head = (*rqst).rq_snd_buf.head[0].iov_base;
-            if let Some(other) = lease.call_buffer_beside(head.cast()) {
+            if let Some(other) = lease.call_buffer_beside(head.cast(), (*rqst).rq_callsize) {
                 (*rqst).rq_buffer = other.cast();
             }
         }

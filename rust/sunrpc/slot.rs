@@ -119,16 +119,17 @@ impl PayloadLease {
         Ok(())
     }
 
-    /// The call buffer that is not at `head`, if there are two of them.
+    /// The call buffer that is not at `head`, if there are two of them and it has `size` bytes.
     ///
     /// A peer that reads the call at `head` must not see another encoding of it come about.
-    pub(super) fn call_buffer_beside(&self, head: *mut u8) -> Option<*mut u8> {
-        let spare = self.spare.as_ref()?.as_mut_ptr();
-        Some(if head == spare {
-            self.send.as_mut_ptr()
+    pub(super) fn call_buffer_beside(&self, head: *mut u8, size: usize) -> Option<*mut u8> {
+        let spare = self.spare.as_ref()?;
+        let other = if head == spare.as_mut_ptr() {
+            &*self.send
         } else {
             spare
-        })
+        };
+        (other.len() >= size).then(|| other.as_mut_ptr())
     }
 }
 
@@ -157,16 +158,14 @@ unsafe impl Lease for PayloadLease {
     type Part<'a> = MsgPart<'a>;
     type Regions<'l> = Regions<'l>;
 
-    fn regions<'l>(&'l self, part: &MsgPart<'_>) -> Regions<'l> {
+    fn regions<'l>(&'l self, part: &'l MsgPart<'_>) -> Regions<'l> {
         // The lease of another slot says nothing about this memory.
         let parts = if part.id == self.id {
             part.parts
         } else {
             Parts::NONE
         };
-        // SAFETY: As above: the request was in use when the part was named, and while the lease is
-        // borrowed it does not come back to where sunrpc waits for it.
-        unsafe { part.view.kept() }.regions(parts)
+        part.view.regions(parts)
     }
 }
 

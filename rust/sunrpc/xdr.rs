@@ -275,22 +275,6 @@ impl<'a> XdrView<'a> {
             at: 0,
         }
     }
-
-    /// The same memory, for as long as something else than this view keeps it. The bytes of head and
-    /// tail cannot be read by way of the result.
-    ///
-    /// # Safety
-    ///
-    /// The memory stays for `'b`.
-    pub(super) unsafe fn kept<'b>(&self) -> XdrView<'b> {
-        // INVARIANT: As promised by the caller; the rest is as in `self`.
-        XdrView {
-            buf: self.buf,
-            readable: false,
-            passing: self.passing,
-            _memory: PhantomData,
-        }
-    }
 }
 
 /// Which parts of a message are meant.

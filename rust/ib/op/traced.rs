@@ -32,28 +32,15 @@ impl<S: Service> Op<S> {
         let number = self.number;
         let moves = !self.rws.is_empty();
         let cid = || wc.cid(number);
-        let all = || (wc.traced(), cid());
-        let failed = wc.ok().is_err();
-        match (self.is_reply(), failed, wc.is_flush()) {
-            (true, false, _) => {
-                trace::svcrdma_wc_send(|| (cid(),));
-                if moves {
-                    trace::svcrdma_wc_write(|| (cid(),));
-                }
+        if wc.ok().is_err() {
+            self.trace_failure(wc);
+        } else if self.is_reply() {
+            trace::svcrdma_wc_send(|| (cid(),));
+            if moves {
+                trace::svcrdma_wc_write(|| (cid(),));
             }
-            (true, true, true) => {
-                trace::svcrdma_wc_send_flush(all);
-                if moves {
-                    trace::svcrdma_wc_write_flush(all);
-                }
-            }
-            (true, true, false) => {
-                trace::svcrdma_wc_send_err(all);
-                if moves {
-                    trace::svcrdma_wc_write_err(all);
-                }
-            }
-            (false, false, _) => trace::svcrdma_wc_read(|| {
+        } else {
+            trace::svcrdma_wc_read(|| {
                 let mut bytes = 0u32;
                 self.rws.for_each(|rw| {
                     for piece in rw.pieces.iter() {
@@ -65,13 +52,33 @@ impl<S: Service> Op<S> {
                     begun => now().wrapping_sub(begun) / 1000,
                 };
                 (cid(), bytes, latency)
-            }),
-            (false, true, true) => trace::svcrdma_wc_read_flush(all),
-            (false, true, false) => trace::svcrdma_wc_read_err(all),
+            });
         }
         if moves {
             // CAST: Hundreds.
             trace::svcrdma_cc_release(|| (cid(), self.wrs as i32));
+        }
+    }
+
+    #[cold]
+    fn trace_failure(&self, wc: Wc<'_>) {
+        let all = || (wc.traced(), wc.cid(self.number));
+        let moves = !self.rws.is_empty();
+        match (self.is_reply(), wc.is_flush()) {
+            (true, true) => {
+                trace::svcrdma_wc_send_flush(all);
+                if moves {
+                    trace::svcrdma_wc_write_flush(all);
+                }
+            }
+            (true, false) => {
+                trace::svcrdma_wc_send_err(all);
+                if moves {
+                    trace::svcrdma_wc_write_err(all);
+                }
+            }
+            (false, true) => trace::svcrdma_wc_read_flush(all),
+            (false, false) => trace::svcrdma_wc_read_err(all),
         }
     }
 
