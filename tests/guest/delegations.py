@@ -11,7 +11,7 @@ import time
 from lib import *
 from load import Load
 
-FILES = 24
+FILES = 12
 US, OTHER = "10.0.0.2", "10.0.0.1"
 # As the other client: open and read, or write, every file of a directory; how long did one take?
 PEER = """
