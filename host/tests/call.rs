@@ -113,6 +113,25 @@ fn w32_overrun() {
     }
 }
 
+/// 16 times the number of segments does not fit into 32 bits.
+#[test]
+fn w32_counts() {
+    for count in [
+        0x0fff_ffff_u32,
+        0x1000_0000,
+        0x1000_0001,
+        0x8000_0000,
+        u32::MAX,
+    ] {
+        for lists in [&[0, 1, count][..], &[0, 0, 1, count]] {
+            let mut msg = golden("call-short")[..HDR_FIXED].to_vec();
+            msg.extend(lists.iter().flat_map(|word| word.to_be_bytes()));
+            msg.extend([0; 64]);
+            assert_eq!(refused(&msg), WireError::Truncated, "{count:#x}");
+        }
+    }
+}
+
 #[test]
 fn w33_position() {
     for (position, good) in [
