@@ -9,6 +9,8 @@
 # make demo|test|bench
 # make parity         which rows of Documentation/parity.md no test vouches for
 # make test-long       all guest tests in all pairings of modules: hours on a small machine
+# make debug           build a debug kernel (once, more than 10 minutes) and the module for it
+# make test-debug      the guest tests of `make test` on it, over rxe and siw
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
 
@@ -39,6 +41,12 @@ test:
 test-long:
 	@tests/all --long
 
+debug:
+	@$(kernel) debug $(if $(KVER),--kver '$(KVER)')
+
+test-debug: debug
+	@tests/run --kernel debug --rdma rxe,siw
+
 bench:
 	@scripts/bench
 
@@ -55,4 +63,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test test-long bench parity clean distclean
+.PHONY: all update check install demo test test-long debug test-debug bench parity clean distclean

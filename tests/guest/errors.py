@@ -58,7 +58,7 @@ with check("v4.2: killed mount, server that does not answer"):
         time.sleep(2)
         expect(child.poll() is None, "the mount has ended")
         run("pkill", "-KILL", "mount")
-        child.wait(5)
+        child.wait(5 * SLOWNESS)
         begun = time.monotonic()
         limit = 10 if MODULE == "rpcrdma_rust" else 90
         wait_for(lambda: use_count() == base, limit, f"use count back at {base}, not {use_count()}")

@@ -154,7 +154,7 @@ def interrupted(vers, flavour, seconds, extra="", breaks=True):
             time.sleep(seconds)
             expect(job.poll() is None, "the copy was over before the cut")
             link("up")
-            text = job.communicate(timeout=120)[0].split("\n")
+            text = job.communicate(timeout=120 * SLOWNESS)[0].split("\n")
             equal(job.returncode, 0, f"status of the copier ({text[-4:]})")
             made = xprt_stats(at)["connect_count"] - made
             say(f"{source}: cut for {seconds} s, connections made: {made}")
@@ -180,7 +180,7 @@ def on_the_wire(flavour):
         time.sleep(1)
     finally:
         tcpdump.terminate()
-        tcpdump.wait(20)
+        tcpdump.wait(20 * SLOWNESS)
     with open(capture, "rb") as f:
         seen = f.read()
     os.unlink(capture)
@@ -274,7 +274,7 @@ def kept_pages():
             job.stdin.flush()
             time.sleep(6)
             link("up")
-            equal(job.wait(120), 0, "status of the writer")
+            equal(job.wait(120 * SLOWNESS), 0, "status of the writer")
         equal(server_sums(folder)["f"], sha(data), "sum on the server")
     early = given_up(lines)
     frees, again = [pages for pages, _ in early], [place for _, place in early]

@@ -25,6 +25,8 @@ LONG = "LONG" in os.environ
 MODULE = os.environ["MODULE"]
 RDMA = os.environ["RDMA"]
 NETDEV = os.environ["NETDEV"]
+# How much longer everything takes here: limits of time are so many times what the tests say.
+SLOWNESS = int(os.environ.get("SLOWNESS", 1))
 ON_SERVER = os.environ["ROLE"] == "server"
 PORT = 20049
 EXPORT = "/export/tmp"
@@ -67,6 +69,8 @@ def verdict(name, ok, directive=""):
 @contextlib.contextmanager
 def check(name, limit=120):
     """One named check: passed if the body ends without an exception, within `limit` seconds."""
+    limit *= SLOWNESS
+
     def hung():
         # The main thread may sit in a sleep that only death ends.
         say(f"{name}: no end after {limit} s; where tasks wait is in the kernel log")
@@ -123,8 +127,8 @@ def done():
 
 def run(*argv, timeout=60, ok=True):
     """Run a command, return its output; with ok=False return (status, output)."""
-    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout,
-                       stdin=subprocess.DEVNULL, text=True, errors="replace")
+    p = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                       timeout=timeout * SLOWNESS, stdin=subprocess.DEVNULL, text=True, errors="replace")
     if not ok:
         return p.returncode, p.stdout
     if p.returncode:
@@ -151,10 +155,10 @@ def write(path, text):
 
 
 def wait_for(condition, seconds, what):
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOWNESS
     while not condition():
         if time.monotonic() > end:
-            raise Failed(f"after {seconds} s still not: {what}")
+            raise Failed(f"after {seconds * SLOWNESS} s still not: {what}")
         time.sleep(0.1)
 
 

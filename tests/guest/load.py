@@ -30,7 +30,7 @@ class Load:
 
     def __exit__(self, kind, *_):
         self.process.kill()
-        words = self.process.communicate(timeout=60)[0]
+        words = self.process.communicate(timeout=60 * SLOWNESS)[0]
         if kind is None:
             equal(words, "", f"words of the load {self.name}")
 

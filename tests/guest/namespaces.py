@@ -162,7 +162,7 @@ with check("namespaces whose processes are killed at work: mounts go with them",
     finally:
         for each in works:
             os.killpg(each.pid, 9)
-            each.wait(60)
+            each.wait(60 * SLOWNESS)
     ended(nets)
     wait_for(lambda: not peers(), 20, "the server has closed the connections")
 done()

@@ -35,7 +35,7 @@ class Copy:
     def wait(self, limit):
         """Output of the copier, empty if all was well."""
         try:
-            return self.process.communicate(timeout=limit)[0]
+            return self.process.communicate(timeout=limit * SLOWNESS)[0]
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise Failed(f"copy hangs at {self.done() >> 20} MiB, {limit} s later")
@@ -126,7 +126,7 @@ def without_device():
     wait_for(lambda: xprt_stats()["connect_count"] > count, 60, "another connection")
     took = time.monotonic() - begun
     say(f"connected {took:.1f} s after the device was back")
-    expect(took < 6 or MODULE != "rpcrdma_rust", "nobody noticed that the device is back")
+    expect(took < 6 * SLOWNESS or MODULE != "rpcrdma_rust", "nobody noticed that the device is back")
 
 
 with check("v4.2 O_DIRECT: no device for 25 s in the middle of a copy", 240):
@@ -158,7 +158,7 @@ for vers in ("3", "4.2"):
                 expect(job.poll() is None, "direct I/O failed by itself")
                 job.send_signal(signal.SIGKILL)
             for job in jobs:
-                equal(job.wait(30), -signal.SIGKILL, "exit of the killed job")
+                equal(job.wait(30 * SLOWNESS), -signal.SIGKILL, "exit of the killed job")
         expect(read_file(f"{at}/k/r", direct=True) == DATA[:16 << 20], "data differ afterwards")
 
 with check("kill -9 of direct I/O while the server is gone", 240), mounted("4.2") as at:
@@ -168,7 +168,7 @@ with check("kill -9 of direct I/O while the server is gone", 240), mounted("4.2"
     time.sleep(2)
     job.send_signal(signal.SIGKILL)
     try:
-        job.wait(30)
+        job.wait(30 * SLOWNESS)
     finally:
         on_server("nfsd-up")
     write_file(f"{at}/k", b"after", direct=True)
