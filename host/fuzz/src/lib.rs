@@ -4,7 +4,7 @@
 //! what a second decoder finds, and stays within what the caller allowed.
 
 #[path = "../../tests/common/mod.rs"]
-mod common;
+pub(crate) mod common;
 
 use common::*;
 use rpcrdma_wire::wire::*;
