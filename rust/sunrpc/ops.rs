@@ -443,12 +443,15 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
             error
         }
     };
-    // Row L33: tasks are woken last. If the transport is destroyed in between, that waits for this
-    // function.
-    // SAFETY: The cookie is that of `connect`.
+    // Tasks are woken while the transport is still locked, so that none of them has been sent on this
+    // connection. One that has been, and is woken without a reply, is encoded and sent again (NFSv3),
+    // which row C60 answers by closing the connection. The lock goes to one of those that wait for it,
+    // and that are woken now, next.
+    // SAFETY: The transport is alive as long as it is locked. If it is destroyed right after that, the
+    // destruction waits for this function. The cookie is that of `connect`.
     unsafe {
-        bindings::xprt_unlock_connect(raw, raw.cast());
         bindings::xprt_wake_pending_tasks(raw, status.to_errno());
+        bindings::xprt_unlock_connect(raw, raw.cast());
     }
 }
 
