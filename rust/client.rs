@@ -71,8 +71,8 @@ const MAX_PAGES: u32 = 257;
 /// Segments that a chunk list has at most (row C13).
 const MAX_SEGMENTS: u32 = 16;
 
-/// Slots of a transport, and calls of a connection, at least (row C1).
-const MIN_REQUESTS: u32 = 4;
+/// Calls of a connection, at least (row C79).
+const MIN_REQUESTS: u32 = 1;
 
 /// How long a peer may take to accept a connection, in milliseconds (row X46).
 const CONNECT_MSECS: u32 = 30_000;

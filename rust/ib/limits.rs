@@ -112,21 +112,27 @@ impl Limits {
             let rx_count = requests
                 .saturating_add(params.extra.saturating_mul(2))
                 .saturating_add(batch);
-            // Room for the buffers that were sent but wait for a signalled completion.
-            let tx_count = requests.saturating_add(params.extra);
-            let tx_count = tx_count.saturating_add(tx_count / 7).saturating_add(2);
-            // Every buffer's Send with its registrations; a chain of invalidations for each request
-            // and for `Exposed::invalidate_sync`; and the region for padding. Nothing of this is
-            // posted again before its completion, or a later one, was handled, so that neither the
-            // queue nor its completion queue overflows.
-            let send_wr = tx_count
-                .saturating_mul(wrs)
-                .saturating_add(requests.saturating_add(1).saturating_mul(exposed))
-                .saturating_add(1)
-                .saturating_add(DRAIN);
             let recv_wr = rx_count.saturating_add(DRAIN);
             let most = caps.max_qp_wr.min(caps.max_cqe);
-            if send_wr <= most && recv_wr <= most {
+            // A chain of invalidations for each request and for `Exposed::invalidate_sync`; and the
+            // region for padding.
+            let other_wrs = requests
+                .saturating_add(1)
+                .saturating_mul(exposed)
+                .saturating_add(1)
+                .saturating_add(DRAIN);
+            // Room for the buffers that were sent but wait for a signalled completion.
+            let with_slack = |count: u32| count.saturating_add(count / 7).saturating_add(2);
+            // Every buffer's Send has its registrations. Nothing of all this is posted again before
+            // its completion, or a later one, was handled, so that neither the queue nor its
+            // completion queue overflows.
+            let tx_count = most
+                .saturating_sub(other_wrs)
+                .div_euclid(wrs)
+                .min(with_slack(requests.saturating_add(params.extra)));
+            let send_wr = tx_count.saturating_mul(wrs).saturating_add(other_wrs);
+            // Answers to messages of the peer can wait for buffers of requests, if need be.
+            if tx_count >= with_slack(requests) && send_wr <= most && recv_wr <= most {
                 return Ok(Self {
                     device: DeviceName::new(name),
                     requests,

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     bindings,
+    rt::ratelimit::say,
     trace, //
 };
 use kernel::prelude::*;
@@ -115,10 +116,17 @@ impl ServerLimits {
             .min(incoming.peer_reads.into());
         // Row W52.
         if initiator_depth == 0 {
+            say!(
+                pr_err,
+                "device {}: no RDMA Reads from client {}\n",
+                DeviceName::new(lease.name()),
+                peer()
+            );
             trace::svcrdma_initdepth_err(|| (peer(), status(EINVAL)));
             return Err(EINVAL);
         }
-        let max_wr = u32::try_from(attrs.max_qp_wr).unwrap_or(0);
+        // Each queue has its completion queue.
+        let max_wr = u32::try_from(attrs.max_qp_wr.min(attrs.max_cqe)).unwrap_or(0);
         let sges = u32::try_from(attrs.max_send_sge)
             .unwrap_or(0)
             .clamp(1, MAX_SGES);
@@ -168,6 +176,12 @@ impl ServerLimits {
                 });
             }
             if requests <= params.min_requests {
+                say!(
+                    pr_err,
+                    "device {}: queues of {} work requests are too small\n",
+                    DeviceName::new(lease.name()),
+                    max_wr
+                );
                 return Err(ENOMEM);
             }
             requests = (requests / 2).max(params.min_requests);
