@@ -86,6 +86,11 @@ impl Limits {
             say!(pr_err, "device {}: no fast memory registration\n", name);
             return Err(EINVAL);
         }
+        // Peers would refuse the connection.
+        if caps.max_qp_rd_atom == 0 {
+            say!(pr_err, "device {}: nobody can read from it\n", name);
+            return Err(EINVAL);
+        }
         // One region for a whole transfer where the device can, so that the peer can invalidate
         // all of it with its reply.
         let depth = caps.max_fast_reg.min(MAX_DEPTH).min(params.max_pages);
