@@ -26,7 +26,8 @@ use crate::{
     bindings,
     rt::{
         err,
-        queue, //
+        queue,
+        ratelimit::say, //
     },
     trace, //
 };
@@ -73,7 +74,7 @@ impl<T: ClientTransport> Vtable<T> {
         timer: Some(timer::<T>),
         set_connect_timeout: Some(set_connect_timeout::<T>),
         print_stats: Some(stats::print::<T>),
-        enable_swap: Some(enable_swap),
+        enable_swap: Some(enable_swap::<T>),
         disable_swap: Some(disable_swap),
         inject_disconnect: Some(inject_disconnect::<T>),
         bc_setup: Some(bc::bc_setup::<T>),
@@ -509,8 +510,15 @@ unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
 ///
 /// # Safety
 ///
-/// None.
-unsafe extern "C" fn enable_swap(_raw: *mut bindings::rpc_xprt) -> c_int {
+/// sunrpc calls it, for a transport of type `T`.
+unsafe extern "C" fn enable_swap<T: ClientTransport>(raw: *mut bindings::rpc_xprt) -> c_int {
+    // SAFETY: sunrpc calls this with a transport of this type.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    say!(
+        pr_notice,
+        "swap over RDMA is not supported: server {}\n",
+        xprt.addr().text()
+    );
     err::eopnotsupp().to_errno()
 }
 
