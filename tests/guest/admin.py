@@ -14,12 +14,6 @@ SLOTS = 128
 OTHER = "10.0.0.77"
 
 
-def transports(address=SERVER):
-    """Directories in sysfs of the transports to the server's RDMA port."""
-    found = glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
-    return [d for d in sorted(found) if read(d + "/dstaddr").strip() == address]
-
-
 def info(folder):
     return dict(re.findall(r"(?m)^(\w+)=(.*)$", read(folder + "/xprt_info")))
 

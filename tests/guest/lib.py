@@ -6,6 +6,7 @@ A test file ends with done(), which gives the exit status of kselftest: 0 passed
 
 import contextlib
 import ctypes
+import glob
 import hashlib
 import mmap
 import os
@@ -299,6 +300,12 @@ def xprt_stats(at="/mnt/a"):
         for name, value in zip(XPRT_FIELDS, words[2:]):
             total[name] += int(value)
     return total
+
+
+def transports(address=SERVER):
+    """Directories in sysfs of the transports to the server's RDMA port."""
+    found = glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
+    return [d for d in sorted(found) if read(d + "/dstaddr").strip() == address]
 
 
 def use_count():

@@ -63,6 +63,20 @@ with check("mount right after a load, unload right after an unmount"):
 with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
+if MODULE == "rpcrdma_rust":
+    with check("beside the C module it does not load, and leaves nothing"):
+        run("modprobe", "--ignore-install", "rpcrdma")
+        try:
+            status, text = run("load-transport", ok=False)
+            expect(status, "it was loaded")
+            say(text)
+            expect(MODULE not in modules(), "it is there")
+        finally:
+            run("rmmod", "rpcrdma")
+        gone("after a load that failed")
+        run("load-transport")
+        run("rmmod", MODULE)
+        gone("after a load that did not")
 with check("the kernel log tells of both transports, when they come and when they go"):
     text = run("dmesg")
     for word in ("Registered", "Unregistered"):
@@ -71,7 +85,9 @@ with check("the kernel log tells of both transports, when they come and when the
             expect(line in text, f"no line: {line}")
 with check("the kernel has not complained"):
     # rxe says so when it gives up on a peer whose cable was pulled.
-    known = re.compile(r"rxe0: qp#\d+ make_send_cqe: non-flush error status = 12$")
+    # The name of what both modules have is taken.
+    known = re.compile(r"rxe0: qp#\d+ make_send_cqe: non-flush error status = 12$|"
+                       r"sysctl duplicate entry: /sunrpc/svc_rdma")
     lines = run("dmesg", "--level=emerg,alert,crit,err").splitlines()
     equal([l for l in lines if not known.search(l)], [], "messages of level err and above")
 run("load-transport")

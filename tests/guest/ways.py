@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Other ways to a server: sixteen connections, several addresses, referrals, link-local addresses;
+and what is refused: swap.
+
+Nothing here depends on the modules, but for the last check.
+"""
+
+import concurrent.futures
+import os
+import re
+import socket
+
+from lib import *
+
+# A further address of the server.
+OTHER = "10.0.0.77"
+DATA = random_bytes(300001)
+
+
+@contextlib.contextmanager
+def another_address():
+    on_server(f"ip addr add {OTHER}/24 dev $NETDEV")
+    try:
+        yield
+    finally:
+        on_server(f"ip addr del {OTHER}/24 dev $NETDEV")
+
+
+@contextlib.contextmanager
+def exported(path, extra):
+    on_server(f"exportfs -o rw,async,no_root_squash,no_subtree_check,{extra} '*:{path}'")
+    try:
+        yield
+    finally:
+        on_server(f"exportfs -u '*:{path}'; exportfs -ra")
+
+
+def copies(at, name, count):
+    """Files written and read, so many at once."""
+    def copy(n):
+        write_file(f"{at}/{name}{n}", DATA, direct=n % 2 == 0)
+        return read_file(f"{at}/{name}{n}", direct=n % 2 == 0) == DATA
+
+    with concurrent.futures.ThreadPoolExecutor(count) as pool:
+        expect(all(pool.map(copy, range(count))), "what was read back differs")
+
+
+def option(at, name):
+    line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
+    return re.search(rf"[ ,]{name}=([^, ]+)", line).group(1)
+
+
+def sends(at):
+    return [int(line.split()[2 + XPRT_FIELDS.index("sends")]) for line in xprt_lines(at)]
+
+
+with server_folder("ways") as folder:
+    for vers in ("3", "4.2"):
+        with check(f"v{vers} nconnect=16: sixteen connections, all used"), \
+                mounted(vers, "nconnect=16") as at:
+            copies(f"{at}/ways", vers, 32)
+            used = sends(at)
+            equal(len(used), 16, "connections")
+            expect(min(used) > 1, f"calls sent by each: {used}")
+
+    with check("max_connect: a mount by another address of the server adds a connection"), \
+            another_address(), mounted("4.2", "max_connect=4") as first, \
+            mounted("4.2", "max_connect=4", at="/mnt/b", server=OTHER):
+        equal([len(transports(a)) for a in (SERVER, OTHER)], [1, 1], "transports by address")
+        before = sends(first)
+        equal(len(before), 2, "connections")
+        copies(f"{first}/ways", "max", 8)
+        expect(all(new > old for new, old in zip(sends(first), before)), f"{sends(first)} {before}")
+
+    with check("trunkdiscovery: addresses that the server tells of are used"), another_address(), \
+            exported(EXPORT, f"fsid=1,insecure,replicas={EXPORT}@{SERVER}:{EXPORT}@{OTHER}"), \
+            mounted("4.2", "trunkdiscovery,max_connect=4") as at:
+        equal([len(transports(a)) for a in (SERVER, OTHER)], [1, 1], "transports by address")
+        before = sends(at)
+        copies(f"{at}/ways", "trunk", 8)
+        expect(all(new > old for new, old in zip(sends(at), before)), f"{sends(at)} {before}")
+
+    with check("a referral goes to another address by RDMA"), another_address():
+        on_server("mkdir -p /export/ref")
+        with exported("/export/ref", f"fsid=7,insecure,refer={EXPORT}/ways@{OTHER}"):
+            at = mount("4.2", export="/")
+            try:
+                there = f"{at}/export/ref"
+                copies(there, "ref", 2)
+                # The client sees that it is the same server, and keeps the connection it has.
+                expect(option(there, "addr") in (OTHER, SERVER), read("/proc/mounts"))
+                equal(option(there, "proto"), "rdma", "its protocol")
+                if MODULE == "rpcrdma_rust":
+                    line = f"connected to server {OTHER}:{PORT}"
+                    expect(line in run("dmesg").rpartition("test: a referral")[2], "no " + line)
+                equal(on_server(f"sha256sum {folder}/ref1").split()[0], sha(DATA), "on the server")
+            finally:
+                run("umount", "-R", at)
+
+    with check("IPv6, link-local with a scope"):
+        text = on_server("ip -6 -o addr show dev $NETDEV scope link")
+        address = re.search(r"inet6 (fe80:[0-9a-f:]+)/", text).group(1)
+        for vers in ("3", "4.2"):
+            proto = options(vers).replace("proto=rdma,", "proto=rdma6,").replace("=tcp", "=tcp6")
+            with mounted(vers, opts=proto, server=f"{address}%{NETDEV}") as at:
+                copies(f"{at}/ways", f"local{vers}-", 4)
+                scope = socket.if_nametoindex(NETDEV)
+                equal(option(at, "addr"), f"{address}%{scope}", "address")
+
+    with check("an export for privileged ports takes any port of RDMA"), \
+            exported(EXPORT, "fsid=1,secure"):
+        for vers in ("3", "4.2"):
+            with mounted(vers) as at:
+                copies(f"{at}/ways", "secure", 2)
+
+    if MODULE == "rpcrdma_rust":
+        with check("swap is refused, and the kernel log says why"):
+            for vers in ("3", "4.2"):
+                with mounted(vers) as at:
+                    path = f"{at}/ways/swap{vers}"
+                    write_file(path, bytes(4 << 20))
+                    os.chmod(path, 0o600)
+                    run("mkswap", path)
+                    status, text = run("swapon", path, ok=False)
+                    expect(status, "swapped over RDMA")
+                    expect("not supported" in text, f"swapon says: {text}")
+                    equal(len(read("/proc/swaps").splitlines()), 1, "lines of /proc/swaps")
+                    copies(f"{at}/ways", "after", 2)
+            expect("swap over RDMA is not supported" in run("dmesg"), "the log says nothing of swap")
+done()
