@@ -32,6 +32,13 @@ for name, (default, low, high) in SYSCTLS.items():
                     equal(error.errno, 22, f"errno for {value}")
                 else:
                     raise Failed(f"{value} was taken")
+            for text in ("abc", "-1", "12x", "99999999999", "0x"):
+                try:
+                    write(path, text + "\n")
+                except OSError as error:
+                    equal(error.errno, 22, f"errno for {text}")
+                else:
+                    raise Failed(f"{text} was taken")
             equal(int(read(path)), high, "value after refused ones")
         write(path, f"{default}\n")
 
@@ -77,6 +84,21 @@ with server_folder("stats") as folder:
                       f"room for {size} bytes")
         finally:
             os.close(fd)
+
+with server_folder("stats"), check("sysctls changed under a mount: it goes on, others have them"), \
+        mounted("3") as at:
+    for name in ("rdma_slot_table_entries", "rdma_max_inline_read", "rdma_max_inline_write"):
+        default, low, high = SYSCTLS[name]
+        for value in (low, min(high, 4 * default)):
+            write("/proc/sys/sunrpc/" + name, str(value))
+            try:
+                with mounted("4.2", at="/mnt/b") as other:
+                    for folder in (at, other):
+                        write_file(f"{folder}/stats/f", data)
+                        expect(read_file(f"{folder}/stats/f", direct=True) == data, "data differ")
+            finally:
+                write("/proc/sys/sunrpc/" + name, str(default))
+    equal(xprt_stats(at)["connect_count"], 1, "connections made")
 
 with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
     line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
