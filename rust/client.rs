@@ -125,6 +125,7 @@ impl ClientTransport for Rdma {
         let Some(conn) = lock.0.take() else {
             return;
         };
+        conn.proto().report_loss();
         trace::xprtrdma_disconnect(|| (xprt.traced(), 0, 1));
         let proof = conn.shutdown();
         xprt.for_each_slot(|slot| slot.sweep(&proof));

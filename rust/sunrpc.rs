@@ -29,6 +29,7 @@ mod xclass;
 mod xdr;
 mod xprt;
 
+use crate::trace;
 use kernel::prelude::*;
 
 pub(crate) use self::{
@@ -82,6 +83,9 @@ pub(crate) trait SlotState: Sized + Send + Sync + 'static {
 
     /// Whether a peer may reach the request's memory, for tracepoints. Must not sleep.
     fn is_exposed(&self) -> bool;
+
+    /// Calls `show` with each region by which a peer may reach it, for tracepoints. Must not sleep.
+    fn exposed(&self, show: impl FnMut(trace::Mr));
 
     /// Takes the lease that [`Self::reclaim`] gave.
     fn restore(&self, lease: PayloadLease);

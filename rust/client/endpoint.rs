@@ -36,7 +36,8 @@ use kernel::{
             Atomic,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        SetOnce, //
     },
 };
 
@@ -53,6 +54,7 @@ pub(super) struct Endpoint {
     inline_recv: Atomic<u32>,
     /// The current grant; written by the receive handler alone.
     granted: Atomic<u32>,
+    why: SetOnce<Lost>,
 }
 
 impl Endpoint {
@@ -67,6 +69,20 @@ impl Endpoint {
             inline_send: Atomic::new(wire::INLINE_DEFAULT),
             inline_recv: Atomic::new(wire::INLINE_DEFAULT),
             granted: Atomic::new(1),
+            why: SetOnce::new(),
+        }
+    }
+
+    /// Says why the connection was lost, if it was.
+    pub(super) fn report_loss(&self) {
+        if let Some(why) = self.why.as_ref() {
+            say!(
+                pr_notice,
+                "connection to server {} by device {} is lost: {}\n",
+                self.xprt.addr().text(),
+                self.device,
+                why
+            );
         }
     }
 
@@ -136,17 +152,13 @@ impl Protocol for Endpoint {
     }
 
     fn lost(&self, why: Lost) {
-        let server = self.xprt.addr();
         if why == Lost::DeviceRemoved {
+            let server = self.xprt.addr();
             trace::xprtrdma_device_removal(|| (self.device.as_c_str(), server));
         }
-        say!(
-            pr_notice,
-            "connection to server {} by device {} is lost: {}\n",
-            server.text(),
-            self.device,
-            why
-        );
+        // Nothing is printed here, maybe under the locks of whoever posts: `report_loss` does, when
+        // the connection is closed, which is next.
+        self.why.populate(why);
         self.xprt.force_disconnect();
     }
 }

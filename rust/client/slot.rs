@@ -12,6 +12,7 @@ use crate::{
         PayloadLease,
         SlotState, //
     },
+    trace,
     wire, //
 };
 use kernel::{
@@ -143,6 +144,12 @@ impl SlotState for Slot {
 
     fn is_exposed(&self) -> bool {
         matches!(self.lock().memory, Memory::Out(_))
+    }
+
+    fn exposed(&self, show: impl FnMut(trace::Mr)) {
+        if let Memory::Out(set) = &mut self.lock().memory {
+            set.traced(show);
+        }
     }
 
     fn restore(&self, lease: PayloadLease) {

@@ -38,7 +38,10 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::Arc, //
+    sync::{
+        atomic::Acquire,
+        Arc, //
+    },
 };
 
 /// One receive buffer.
@@ -252,6 +255,10 @@ impl<P: Protocol> Inner<P> {
     /// that waited for memory to be fenced are given back by the send queue's, and their credits
     /// are used again at once.
     pub(super) fn post_free_receives(&self) {
+        // The orderly end: they stay where they are.
+        if self.closed.load(Acquire) {
+            return;
+        }
         let mut free = {
             let mut pool = self.rx().lock();
             // CAST: Buffers are counted in hundreds.

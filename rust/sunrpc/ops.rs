@@ -184,6 +184,12 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
             show((unsafe { rqst::traced(rqst) },));
         }
     });
+    trace::xprtrdma_mr_localinv(|show| {
+        slot.state.exposed(|mr| {
+            // SAFETY: As above.
+            show((unsafe { rqst::traced(rqst) }, mr));
+        });
+    });
     if let Some(lease) = slot.reclaim() {
         slot.state.restore(lease);
     }
