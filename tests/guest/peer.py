@@ -33,15 +33,15 @@ def words(*values):
 class Peer:
     """A connection, used as the protocol does: Send, Receive, memory that the server may reach."""
 
-    def __init__(self, receives=8, **conn):
-        info = AddrInfo(dst=SERVER, dst_service=str(PORT), port_space=ce.RDMA_PS_TCP)
+    def __init__(self, receives=8, resources=4, server=SERVER, **conn):
+        info = AddrInfo(dst=server, dst_service=str(PORT), port_space=ce.RDMA_PS_TCP)
         attr = QPInitAttr(cap=QPCap(max_send_wr=64, max_recv_wr=64))
         attr.qp_type = e.IBV_QPT_RC
         self.id = CMID(creator=info, qp_init_attr=attr)
         self.receives, self.keep, self.at = [], [], 0
         for _ in range(receives):
             self.post()
-        self.id.connect(ConnParam(resources=4, depth=4, **conn))
+        self.id.connect(ConnParam(resources=resources, depth=4, **conn))
 
     def post(self):
         region = self.id.reg_msgs(PAGE)
@@ -173,6 +173,16 @@ def ends(peer):
         except Gone:
             return
     raise Failed("the connection is still there")
+
+
+def connections():
+    """Queue pairs on the server, without that of the connection manager."""
+    return on_server("rdma resource show qp").count(" type RC ")
+
+
+def is_closed(before):
+    """The server has this many connections again: one that waits would not notice that by itself."""
+    wait_for(lambda: connections() == before, 30, "the server has closed the connection")
 
 
 def silent(peer, seconds=1):

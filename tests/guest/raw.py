@@ -221,11 +221,6 @@ with check("twenty connections that end without a word"):
     for peer in peers:
         peer.close()
 
-def connections():
-    """Queue pairs on the server, without that of the connection manager."""
-    return on_server("rdma resource show qp").count(" type RC ")
-
-
 with check("a peer that takes no replies is given up, one that is silent is not", 150):
     with connection() as idle:
         good(idle)

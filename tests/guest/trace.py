@@ -8,20 +8,14 @@ One side runs our module, the other one the C module: what both offer is compare
 import collections
 import re
 
+from events import *
 from lib import *
 
-TRACING = "/sys/kernel/tracing"
 RUST_CLIENT = os.environ["CLIENT"] == "rust"
 OURS, THEIRS = (run, on_server) if RUST_CLIENT else (on_server, run)
 # What Documentation/tracing.md says about differences of names and fields: there are none.
 DIFFERENT = {}
 CLOSED = 20999
-
-
-def shell(side, command, timeout=120):
-    if side is run:
-        return run("sh", "-c", command, timeout=timeout)
-    return on_server(command, timeout=timeout)
 
 
 def formats(side):
@@ -36,53 +30,6 @@ def formats(side):
                        re.sub(r"\"\s*\"", "", literals.strip()))
     return found
 
-
-Event = collections.namedtuple("Event", "name text")
-
-
-def parse(text):
-    """Events of a trace, in their order."""
-    found = re.findall(r"(?m)^.*?\d+\.\d+: ((?:xprtrdma|svcrdma|rpcrdma)_\w+|xprt_transmit|xprt_lookup_rqst): +(.*)$",
-                       text)
-    return [Event(*f) for f in found]
-
-
-def of(events, *names):
-    return [e.text for e in events if e.name in names]
-
-
-def number(text, field):
-    found = re.search(rf"(?:^|[ ,]){re.escape(field)}=(0x[0-9a-f]+|-?\d+)", text)
-    expect(found, f"no {field} in {text!r}")
-    return int(found.group(1), 0)
-
-
-def xids(texts):
-    return sorted(number(t, "xid") for t in texts)
-
-
-@contextlib.contextmanager
-def traced(side, *more):
-    """A list, which has the events of the body afterwards."""
-    events = []
-    on = [f"{TRACING}/events/{e}/enable" for e in ("rpcrdma", *more)]
-    shell(side, f"cd {TRACING}; echo 0 >tracing_on; echo >trace; echo 16384 >buffer_size_kb; "
-          + "; ".join(f"echo 1 >{f}" for f in on) + "; echo 1 >tracing_on")
-    try:
-        yield events
-    finally:
-        text = shell(side, f"cd {TRACING}; echo 0 >tracing_on; "
-                     + "; ".join(f"echo 0 >{f}" for f in on)
-                     + "; cat trace; echo >trace; echo 1 >buffer_size_kb; echo 1 >tracing_on")
-        events += parse(text)
-
-
-def log(side):
-    return [l for l in shell(side, "dmesg").splitlines() if " rpcrdma_rust: " in l]
-
-
-for side in (run, on_server):
-    shell(side, f"mountpoint -q {TRACING} || mount -t tracefs none {TRACING}")
 
 with check("events, fields and texts are those of the C module"):
     ours, theirs = formats(OURS), formats(THEIRS)
@@ -257,6 +204,19 @@ def server():
         equal(len(of(events, "svcrdma_decode_badvers_err")), 60, "events")
         lines = [l for l in log(on_server) if f"client {client}:" in l and "version" in l]
         expect(len(lines) <= 10, f"{len(lines)} messages")
+    with check("the device is removed: an event for each connection"):
+        with traced(on_server) as events:
+            peers = [Peer() for _ in range(2)]
+            for peer in peers:
+                good(peer)
+            on_server(f"rdma link delete {RDMA}0; rdma link add {RDMA}0 type {RDMA} netdev $NETDEV")
+            for peer in peers:
+                peer.close()
+        texts = of(events, "svcrdma_device_removal")
+        equal(len(texts), len(peers), "svcrdma_device_removal")
+        expect(all(f"device={RDMA}0 addr={client}:" in t for t in texts), texts)
+        with mounted("3"):
+            pass
 
 
 if RUST_CLIENT:

@@ -64,6 +64,12 @@ fn complete_twice(rqst: PinnedRqst<Rdma>, lease: &PayloadLease) {
     rqst.complete(lease, 0); //~ E0382
 }
 
+// Somebody looks at a request that was completed, and unpinned with that (row L29 of parity.md).
+fn look_at_completed(rqst: PinnedRqst<Rdma>, lease: &PayloadLease) {
+    rqst.complete(lease, 0);
+    let _ = rqst.slot(); //~ E0382
+}
+
 // A set is used after it was fenced.
 fn look_at_fenced(set: Exposed<Endpoint>) -> usize {
     let _ = set.fenced();

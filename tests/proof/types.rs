@@ -26,6 +26,11 @@ fn take_memory_out(set: Exposed<Endpoint>) -> PayloadLease {
     set.lease //~ E0616
 }
 
+// A request counts as pinned although nobody has looked it up (row L28 of parity.md).
+fn pin_without_lookup() {
+    let _ = PinnedRqst::<Rdma>::new; //~ E0624
+}
+
 // Whether the set is fenced is not looked at.
 fn assume_fenced(set: Exposed<Endpoint>) -> PayloadLease {
     set.fenced() //~ E0308
