@@ -85,6 +85,30 @@ with server_folder("stats") as folder:
         finally:
             os.close(fd)
 
+    with check("mountstats: what is copied into pages, and what the server writes there"), \
+            mounted("3", "noac") as at:
+        fd = os.open(f"{at}/stats/f", os.O_RDONLY | os.O_DIRECT)
+        room = buffer(bytes(1 << 16))
+        try:
+            for size, copied, written in ((1000, 1000, 0), (2001, 2001, 0), (1 << 16, 0, 1 << 16)):
+                before = xprt_stats(at)
+                equal(os.preadv(fd, [room[:size]], 0), size, "bytes read")
+                after = xprt_stats(at)
+                for name, wanted in (("fixup_copy_count", copied), ("total_rdma_reply", written)):
+                    equal(after[name] - before[name], wanted, f"{name} for {size} bytes")
+        finally:
+            os.close(fd)
+
+    with check("mountstats: buffers that grow count with their size, and once"), mounted("4.2") as at:
+        # What the server calls itself may be longer than the buffers that slots begin with.
+        grown = xprt_stats(at)["hardway_register_count"]
+        say(f"{grown} bytes")
+        expect(4096 < grown < 1 << 20, "hardway_register_count")
+        for _ in range(50):
+            os.statvfs(at)
+            os.listdir(at)
+        equal(xprt_stats(at)["hardway_register_count"], grown, "hardway_register_count afterwards")
+
 with server_folder("stats"), check("sysctls changed under a mount: it goes on, others have them"), \
         mounted("3") as at:
     for name in ("rdma_slot_table_entries", "rdma_max_inline_read", "rdma_max_inline_write"):
