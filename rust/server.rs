@@ -122,8 +122,8 @@ impl ServerTransport for RdmaServer {
         recv::receive(conn, work, rqst)
     }
 
-    fn result_payload(ctxt: &mut CallCtxt, at: u32, len: u32) -> Result {
-        ctxt.result_payload(at, len)
+    fn result_payload(ctxt: &mut CallCtxt, at: u32, len: u32) {
+        ctxt.result_payload(at, len);
     }
 
     fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {

@@ -38,6 +38,8 @@ pub(crate) struct CallCtxt {
     pub(super) slots: KVec<Slot>,
     /// The next chunk to be used.
     next: usize,
+    /// Some payload does not fit into its chunk: there can be no reply.
+    pub(super) too_short: bool,
 }
 
 impl CallCtxt {
@@ -50,6 +52,7 @@ impl CallCtxt {
             None
         };
         self.next = 0;
+        self.too_short = false;
         self.header.clear();
         self.slots.clear();
         if call.writes.is_empty() && call.reply.is_none() {
@@ -71,18 +74,19 @@ impl CallCtxt {
     /// Rows S52 to S54: assigns payload of the reply to the next Write chunk.
     ///
     /// Payload without bytes uses up its chunk, too: results and chunks correspond in order (row
-    /// X36).
-    pub(super) fn result_payload(&mut self, at: u32, len: u32) -> Result {
+    /// X36). That a chunk is too short is said when the reply is sent, and not here: the service would
+    /// cut its reply off in the middle of the payload, which sunrpc warns of.
+    pub(super) fn result_payload(&mut self, at: u32, len: u32) {
         let Some(slot) = self.slots.get_mut(self.next) else {
-            return Ok(());
+            return;
         };
         self.next = self.next.wrapping_add(1);
         if len > slot.room {
-            return Err(E2BIG);
+            self.too_short = true;
+            return;
         }
         slot.at = at;
         slot.len = len;
-        Ok(())
     }
 }
 

@@ -40,7 +40,11 @@ use kernel::prelude::*;
 pub(super) fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {
     // What the context has is borrowed while the reply is used.
     let mut ctxt = core::mem::take(rqst.ctxt());
-    let result = Shape::new(conn, &mut ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst));
+    let result = if ctxt.too_short {
+        Err(err::emsgsize())
+    } else {
+        Shape::new(conn, &mut ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst))
+    };
     let result = match result {
         Err(e) if e == err::emsgsize() => conn.refuse(&CallError::ErrChunk {
             xid: ctxt.xid,

@@ -103,7 +103,7 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
     ) -> Result<Option<KBox<Self::Ctxt>>>;
 
     /// Part of the reply, `len` bytes from byte `at` on, is payload that may travel by itself.
-    fn result_payload(ctxt: &mut Self::Ctxt, at: u32, len: u32) -> Result;
+    fn result_payload(ctxt: &mut Self::Ctxt, at: u32, len: u32);
 
     /// Sends a reply. After an error the connection is closed. May sleep.
     fn send(conn: &Self::Conn, rqst: &mut ReplyRqst<'_, Self::Ctxt>) -> Result;

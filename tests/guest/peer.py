@@ -12,6 +12,8 @@ from pyverbs.qp import QPCap, QPInitAttr
 
 from lib import *
 
+# The handle of the export's root: its fsid is 1.
+ROOT = bytes.fromhex("0100010001000000")
 MSG, NOMSG, MSGP, RDMA_DONE, ERROR = range(5)
 ERR_VERS, ERR_CHUNK = 1, 2
 PAGE = 4096
@@ -132,6 +134,22 @@ def null_named(xid, name):
     pad = -len(name) % 4
     body = words(7, len(name)) + name + bytes(pad) + words(0, 0, 0)
     return words(xid, 0, 2, 100003, 3, 0, 1, len(body)) + body + words(0, 0), 40
+
+
+def nfs3(xid, procedure, *opaque):
+    """A call of NFS 3 by root: handles and names, then bytes as they are."""
+    call = words(xid, 0, 2, 100003, 3, procedure, 1, 24, 0, 0, 0, 0, 1, 0, 0, 0)
+    for part in opaque:
+        call += words(len(part)) + part + bytes(-len(part) % 4)
+    return call
+
+
+def handle(peer, folder, name):
+    """The handle of a name, by LOOKUP."""
+    peer.send(fixed(0x4a4) + lists() + nfs3(0x4a4, 3, folder, name.encode()))
+    data = answer(peer, 0x4a4)
+    equal(data[:28], accepted(0x4a4) + words(0), "answer to LOOKUP")
+    return data[32:32 + int.from_bytes(data[28:32], "big")]
 
 
 def accepted(xid, status=0):

@@ -183,6 +183,25 @@ with check("a Reply chunk that is too short: an error"), connection() as peer:
     equal(space.read(64, 0), b"\xee" * 64, "memory")
     good(peer)
 
+with check("payload that does not fit into its Write chunk: an error, of which nothing is written"), \
+        connection() as peer:
+    on_server(f"cd {EXPORT} && echo 0123456789 >raw-read")
+    file = handle(peer, ROOT, "raw-read")
+    space = peer.space(64)
+    key, at = space.rkey, space.buf
+    # Of 7 bytes nfsd has put the padding into the reply when it hears of the chunk.
+    for size in (8, 7):
+        for room in ([(key, 4, at)], [(key, 2, at), (key, 4, at + 2)]):
+            peer.send(fixed(33) + lists((), [room]) + nfs3(33, 6, file) + words(0, 0, size))
+            error(peer, 33)
+    equal(space.read(64, 0), b"\xee" * 64, "memory")
+    peer.send(fixed(34) + lists((), [[(key, 7, at)]]) + nfs3(34, 6, file) + words(0, 0, 7))
+    answer(peer, 34, header=lists((), [[(key, 7, at)]]))
+    equal(space.read(8, 0), b"0123456\xee", "memory")
+    good(peer)
+    on_server(f"rm {EXPORT}/raw-read")
+    equal(int(on_server("cat /proc/sys/kernel/tainted")) & 1 << 9, 0, "warnings of the server's kernel")
+
 with check("more calls at once than there are nfsd threads"), connection() as peer:
     for _ in range(24):
         peer.post()
