@@ -5,6 +5,7 @@
 //! Nothing here knows about RDMA or RPC.
 
 pub(crate) mod completion;
+pub(crate) mod cstr;
 pub(crate) mod delayed;
 pub(crate) mod err;
 pub(crate) mod fifo;

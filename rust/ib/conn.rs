@@ -32,6 +32,7 @@ use super::{
 use crate::{
     bindings,
     rt::{
+        cstr,
         err,
         kbuf::{
             KBuf,
@@ -93,7 +94,7 @@ impl fmt::Display for Lost {
             Self::AddressChange => "our address is at another device now",
             Self::CompletionError(status) => {
                 // SAFETY: The function returns a constant string for any number.
-                let text = unsafe { CStr::from_char_ptr(bindings::ib_wc_status_msg(status)) };
+                let text = unsafe { cstr::from_c(bindings::ib_wc_status_msg(status)) };
                 return f.write_fmt(fmt!("a work request failed: {text} ({status})"));
             }
             Self::PostFailed => "a work request could not be posted",

@@ -13,6 +13,7 @@ use crate::{
     bindings,
     rt::{
         completion::Completion,
+        cstr,
         err,
         ratelimit::say, //
     },
@@ -81,7 +82,7 @@ impl DeviceName {
     /// Copies a name.
     pub(crate) fn new(name: &CStr) -> Self {
         let mut copy = [0; Self::LEN];
-        for (to, from) in copy.iter_mut().zip(name.to_bytes()) {
+        for (to, from) in copy.iter_mut().zip(name.to_bytes_with_nul()) {
             *to = *from;
         }
         // Longer ones do not exist.
@@ -318,7 +319,7 @@ impl PinnedDrop for Client {
 unsafe fn name_of<'a>(dev: *const bindings::ib_device) -> &'a CStr {
     // SAFETY: The device is valid. Its name is changed in place when an administrator renames it,
     // and stays terminated within the array.
-    unsafe { CStr::from_char_ptr((&raw const (*dev).name).cast()) }
+    unsafe { cstr::from_c((&raw const (*dev).name).cast()) }
 }
 
 /// # Safety

@@ -221,7 +221,8 @@ impl<P: Protocol> MrCtx<P> {
                 // Passing ones come last, or the next memory region takes them.
                 nents == 0 || (gaps || adjoins) && (held.is_none() || region.is_passing())
             };
-            let Some(region) = regions.next_if(fits) else {
+            // Not `next_if`, which has a way to panic.
+            let Some(region) = regions.peek().filter(|region| fits(region)) else {
                 break;
             };
             // SAFETY: The entry is one of an initialised table; the region is valid memory.
@@ -234,6 +235,7 @@ impl<P: Protocol> MrCtx<P> {
                 held.get_or_insert(nents);
             }
             end = region.end();
+            regions.next();
             nents = nents.wrapping_add(1);
         }
         // INVARIANT: References were taken for these entries.

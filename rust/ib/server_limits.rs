@@ -139,7 +139,12 @@ impl ServerLimits {
                 .saturating_add(rx_batch);
             let recv_wr = messages.saturating_add(DRAIN);
             let sends = requests.saturating_add(params.extra);
-            let per_request = params.max_pages.div_ceil(read_sges).saturating_add(2);
+            let per_request = params
+                .max_pages
+                .saturating_add(read_sges.saturating_sub(1))
+                .checked_div(read_sges)
+                .ok_or(EINVAL)?
+                .saturating_add(2);
             let transfers = requests
                 .saturating_mul(per_request)
                 .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);

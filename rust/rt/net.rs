@@ -4,7 +4,10 @@
 //!
 //! C header: [include/linux/socket.h](srctree/include/linux/socket.h)
 
-use crate::bindings;
+use crate::{
+    bindings,
+    rt::cstr, //
+};
 use core::marker::PhantomData;
 use kernel::{
     fmt,
@@ -154,7 +157,7 @@ impl Text {
     /// The text that C finds fit.
     pub(crate) fn as_c_str(&self) -> &CStr {
         // SAFETY: By the type invariant.
-        unsafe { CStr::from_char_ptr(self.0.as_ptr()) }
+        unsafe { cstr::from_c(self.0.as_ptr()) }
     }
 }
 

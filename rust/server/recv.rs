@@ -148,13 +148,13 @@ fn trace_call(message: &Message<Peer>, call: &Call<'_>) {
         )
     });
     trace::svcrdma_decode_rseg(|show| {
-        for (number, read) in (0..).zip(call.reads.clone()) {
+        for (number, read) in (0..u32::MAX).zip(call.reads.clone()) {
             show((message.cid(), number, read.position, traced(&read.segment)));
         }
     });
     trace::svcrdma_decode_wseg(|show| {
         for chunk in Iterator::chain(call.writes.clone(), call.reply) {
-            for (number, segment) in (0..).zip(chunk.segments()) {
+            for (number, segment) in (0..u32::MAX).zip(chunk.segments()) {
                 show((message.cid(), number, traced(&segment)));
             }
         }

@@ -177,12 +177,14 @@ impl<'c> Shape<'c> {
                 at = end;
             }
             // CAST: At most 64 KiB.
-            trace::svcrdma_send_pullup(|| (tx.cid(), header as u32, (at - header) as u32));
+            trace::svcrdma_send_pullup(|| {
+                (tx.cid(), header as u32, at.saturating_sub(header) as u32)
+            });
             at
         };
         trace::svcrdma_encode_wseg(|show| {
             let chunks = Iterator::chain(self.writes.clone(), self.reply);
-            for (number, segment) in chunks.flat_map(|chunk| (0..).zip(chunk.segments())) {
+            for (number, segment) in chunks.flat_map(|chunk| (0..u32::MAX).zip(chunk.segments())) {
                 show((tx.cid(), number, traced(&segment)));
             }
         });

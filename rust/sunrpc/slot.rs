@@ -104,7 +104,7 @@ impl PayloadLease {
         let mut larger = |size: usize| {
             let buffer = KBuf::new(size, RawGfp::rpc_task(), -1)?;
             // CAST: Sizes fit into 64 bits.
-            *grown += size as u64;
+            *grown = grown.wrapping_add(size as u64);
             Ok::<_, Error>(buffer)
         };
         if self.send.len() < call {
