@@ -10,6 +10,7 @@ pub(crate) mod delayed;
 pub(crate) mod err;
 pub(crate) mod fifo;
 pub(crate) mod kbuf;
+mod kunit;
 pub(crate) mod module_ref;
 pub(crate) mod net;
 pub(crate) mod pages;
