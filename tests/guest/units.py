@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The module's KUnit tests: a kernel with KUnit runs them when it loads the module."""
+
+from lib import *
+
+PARSER = "/run/payload/selftests/tools/testing/kunit/kunit.py"
+SUITES = ("rpcrdma_rt",)
+
+log = ""
+with check("the module is loaded by a kernel with KUnit"):
+    if not os.path.exists("/sys/module/kunit"):
+        raise Skip("the kernel has none")
+    on_server("nfsd-down")
+    wait_for(lambda: use_count() == 0, 20, "use count 0")
+    run("rmmod", MODULE)
+    kernel_log("KUnit")
+    run("load-transport")
+    log = run("dmesg", "--notime").rpartition("test: KUnit\n")[2]
+    on_server("nfsd-up")
+with check("KUnit: the parser finds no failure"):
+    if not log:
+        raise Skip("as above")
+    write("/tmp/kunit.log", log)
+    status, text = run("python3", PARSER, "parse", "/tmp/kunit.log", ok=False)
+    say(text)
+    expect(text, "the parser says nothing")
+    equal(status, 0, "status of the parser")
+    for suite in SUITES:
+        expect(re.search(rf"\[PASSED\] {suite}\b", text), f"no result of {suite}")
+done()
