@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """A peer without a kernel client sends the server hand-made messages, good and bad."""
 
+import contextlib
 import struct
 from random import Random
 
@@ -96,7 +97,9 @@ for name, proc, reads in (
         good(peer)
 
 with check("a key that the server may not use: the connection ends"), connection() as peer:
-    peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
+    # The Read is refused by our device, which may end the queue pair before the Send is complete.
+    with contextlib.suppress(Gone):
+        peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
     ends(peer)
 
 with check("a long call, in segments of odd lengths"), connection() as peer:
