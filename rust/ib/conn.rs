@@ -162,10 +162,10 @@ struct Pad<P: Protocol> {
     _mem: KBuf,
 }
 
-/// What is lacking now (memory, mappings, a socket of a soft device) may be there in a moment; and once a device is
-/// found to do what is needed, what fails is for the moment only: while ports or devices come and go,
-/// verbs and the connection manager may call anything invalid or absent. RPCs that wait for a
-/// connection must not fail because of that; with errors like these they would.
+/// What is lacking now (memory, mappings, a socket of a soft device) may be there in a moment; and
+/// once a device is found to do what is needed, what fails is for the moment only: while ports or
+/// devices come and go, verbs and the connection manager may call anything invalid or absent. RPCs
+/// that wait for a connection must not fail because of that; with errors like these they would.
 fn transient(e: Error) -> Error {
     if [
         ENOMEM, ENFILE, EMFILE, ENOSPC, EBUSY, EIO, EINVAL, ENODEV, ENOENT,

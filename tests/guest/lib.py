@@ -327,3 +327,12 @@ def link(state, node="server"):
         # Taking the one device down puts rxe's GSI queue pair in the error state for good.
         raise Skip("one guest has no cable")
     run("on-host", f"link {node} {state}")
+
+
+def unplug(seconds):
+    """What pulls out the cable for some time."""
+    def disturb():
+        link("down")
+        time.sleep(seconds)
+        link("up")
+    return disturb

@@ -173,14 +173,6 @@ def netem(what, seconds):
     return disturb
 
 
-def unplug(seconds):
-    def disturb():
-        link("down")
-        time.sleep(seconds)
-        link("up")
-    return disturb
-
-
 def stand_still(seconds):
     """The server's machine stops, and does not know afterwards."""
     def disturb():

@@ -94,14 +94,6 @@ def restart():
     on_server("nfsd-up")
 
 
-def unplug(seconds):
-    def disturb():
-        link("down")
-        time.sleep(seconds)
-        link("up")
-    return disturb
-
-
 def kind(vers, direct):
     return f"v{vers} {'O_DIRECT' if direct else 'buffered'}"
 
