@@ -5,9 +5,11 @@ The other client is the server guest itself, which mounts its own export by RDMA
 """
 
 import contextlib
+import glob
 import os
 import time
 
+from events import *
 from lib import *
 from load import Load
 
@@ -125,6 +127,41 @@ def tests(vers, at, load):
         load.goes_on(60)
 
 
+def recalled(folder, at):
+    """Read delegations are recalled: the server's calls reach us."""
+    with files(folder, 4), held(f"{at}/{folder}", os.O_RDONLY):
+        granted(US, folder, 4)
+        peer(folder, os.O_WRONLY, "second")
+        came_back(US, folder)
+
+
+def again(vers, at, load):
+    """Recalls after the connection, and after the session, are others."""
+    events = traced(run) if os.environ["CLIENT"] == "rust" else contextlib.nullcontext()
+    with check(f"v{vers}: recalls on another connection than the session was made on", 200):
+        before = xprt_stats(at)["connect_count"]
+        for path in glob.glob("/sys/kernel/sunrpc/xprt-switches/*/xprt-*-rdma/dstaddr"):
+            if read(path).strip() == SERVER:
+                write(path, SERVER + "\n")
+        load.goes_on(60)
+        equal(xprt_stats(at)["connect_count"] - before, 1, "new connections")
+        recalled("d/c", at)
+        load.goes_on(60)
+    with check(f"v{vers}: recalls with another session on the same connection", 200):
+        with events as seen:
+            before = xprt_stats(at)["connect_count"]
+            on_server(f"""for c in /proc/fs/nfsd/clients/*; do
+                grep -q 'address: "{US}:' $c/info && echo expire >$c/ctl; done; true""")
+            load.goes_on(60)
+            recalled("d/s", at)
+            load.goes_on(60)
+            equal(xprt_stats(at)["connect_count"] - before, 0, "new connections")
+        if seen is not None:
+            calls = xids(of(seen, "xprtrdma_cb_call"))
+            expect(calls, "no xprtrdma_cb_call")
+            equal(xids(of(seen, "xprtrdma_cb_reply")), calls, "XIDs of callbacks and their replies")
+
+
 if NODES == 1:
     with check("delegations"):
         raise Skip("there is no second client in one guest")
@@ -135,6 +172,7 @@ else:
             on_server(f"mkdir -p /mnt/other; mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/other")
             try:
                 tests(vers, at, load)
+                again(vers, at, load)
             finally:
                 on_server("umount -f -l /mnt/other")
 done()

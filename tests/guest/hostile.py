@@ -501,7 +501,8 @@ def callbacks():
 
 def sessions():
     """The same, with a session."""
-    with check("callbacks, garbage, and more of them than there are credits", limit=180), \
+    with check("callbacks, garbage, the same one again, and more of them than there are credits",
+               limit=180), \
             through_proxy("4.1"):
         for count in (1, 16, 400):
             def flood():
@@ -510,6 +511,11 @@ def sessions():
             proxy.order(flood)
             time.sleep(1)
             fetch(700)
+        # The same one again is served again, and so are more than the client has credits for.
+        proxy.answers.clear()
+        proxy.order(lambda: [proxy.connection.send(backward(0xcb100000)) for _ in range(24)])
+        wait_for(lambda: len(proxy.answers) >= 24, 20, f"24 answers, {len(proxy.answers)} came")
+        equal(proxy.answers, [0xcb100000] * 24, "answers")
         proxy.order(lambda: [proxy.connection.send(backward(0xcb000000)[:size])
                              for size in range(36, 68, 4)])
         fetch(700)

@@ -4,6 +4,7 @@
 import os
 import re
 
+from events import *
 from lib import *
 
 
@@ -60,6 +61,26 @@ with check("mount right after a load, unload right after an unmount"):
         with mounted("4.2"):
             pass
         wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+with check("unload with all events on, and more of them than the buffer holds"):
+    if NODES == 1:
+        raise Skip("in one guest nfsd holds the module")
+    shell(run, f"cd {TRACING}; echo 64 >buffer_size_kb; echo >trace; echo 1 >events/rpcrdma/enable")
+    try:
+        with mounted("3") as at, server_folder("unload"):
+            write_file(f"{at}/unload/f", random_bytes(1 << 20), direct=True, block=4096)
+        lost = re.findall(r"(?m)^overrun: (\d+)", shell(run, f"cat {TRACING}/per_cpu/cpu*/stats"))
+        expect(sum(map(int, lost)), "no event was lost")
+        expect("xprtrdma_" in read(f"{TRACING}/trace"), "no events")
+        wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+        run("rmmod", MODULE)
+        # What is in the buffer cannot be told any more; looking at it must do no harm.
+        expect("xprtrdma_mr_map:" not in read(f"{TRACING}/trace"), "events of a module that is gone")
+        expect(not os.path.exists(f"{TRACING}/events/rpcrdma"), "events are there still")
+        run("load-transport")
+        equal(read(f"{TRACING}/events/rpcrdma/enable").strip(), "0", "events afterwards")
+    finally:
+        shell(run, f"cd {TRACING}; [ ! -e events/rpcrdma ] || echo 0 >events/rpcrdma/enable; "
+              "echo >trace; echo 1 >buffer_size_kb")
 with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
