@@ -83,6 +83,11 @@ impl<T> Ring<T> {
         })
     }
 
+    /// Whether there is no value.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Appends a value; gives it back when there is no room.
     pub(crate) fn push(&mut self, value: T) -> Result<(), T> {
         if self.len >= self.slots.len() {

@@ -389,11 +389,12 @@ impl<W> Inbox<W> {
         Ok(())
     }
 
-    /// Takes the next work.
+    /// Takes the next work. With the last one the flag goes: no other thread need come to see that
+    /// there is nothing.
     pub(super) fn take(&self) -> Option<W> {
         let mut rings = self.rings.lock();
         let work = rings.urgent.pop().or_else(|| rings.fresh.pop());
-        if work.is_none() {
+        if rings.urgent.is_empty() && rings.fresh.is_empty() {
             self.handle.core().clear(bindings::XPT_DATA);
         }
         work
