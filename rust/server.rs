@@ -126,8 +126,8 @@ impl ServerTransport for RdmaServer {
         ctxt.result_payload(at, len);
     }
 
-    fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {
-        send::send(conn, rqst)
+    fn send(conn: &Connection, ctxt: &mut CallCtxt, rqst: &mut ReplyRqst<'_>) -> Result {
+        send::send(conn, ctxt, rqst)
     }
 
     fn send_call(conn: &Connection, xid: u32, call: &XdrView<'_>) -> Result {

@@ -52,7 +52,6 @@ use core::ptr::NonNull;
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc,
     types::Opaque, //
 };
 
@@ -104,6 +103,8 @@ pub(super) struct Op<S: Service> {
     buf: Option<DmaBuf>,
     pub(super) rws: Stack<RwCtx>,
     memory: Memory<S>,
+    /// A list without pages: room for those of the next reply.
+    spare: PageVec,
     /// Work requests that it takes.
     pub(super) wrs: u32,
     job: Option<S::Job>,
@@ -111,7 +112,6 @@ pub(super) struct Op<S: Service> {
     pub(super) number: u32,
     /// When reading began, in nanoseconds; only while somebody wants to know.
     pub(super) begun: i64,
-    shared: Arc<Shared<S>>,
     link: Option<KBox<Self>>,
 }
 
@@ -144,11 +144,11 @@ impl<S: Service> Op<S> {
                 buf,
                 rws: Stack::new(),
                 memory: Memory::None,
+                spare: PageVec::new(),
                 wrs: 0,
                 job: None,
                 number,
                 begun: 0,
-                shared: conn.shared.clone(),
                 link: None,
             },
             GFP_KERNEL,
@@ -181,10 +181,11 @@ impl<S: Service> Op<S> {
     ///
     /// # Safety
     ///
-    /// `pieces` are pieces of the operation's own memory.
+    /// `shared` is that of the operation's connection, which the caller has. `pieces` are pieces of
+    /// the operation's own memory.
     unsafe fn add<'a>(
         &mut self,
-        qp: *mut bindings::ib_qp,
+        shared: &Shared<S>,
         rkey: u32,
         mut addr: u64,
         pieces: impl Iterator<Item = Region<'a>>,
@@ -192,7 +193,7 @@ impl<S: Service> Op<S> {
         let mut pieces = pieces.peekable();
         let mut count = 0u32;
         while pieces.peek().is_some() {
-            let mut rw = self.shared.take_rw(self.direction())?;
+            let mut rw = shared.take_rw(self.direction())?;
             let mut bytes = 0u32;
             // One context covers what is contiguous except for page boundaries: the RDMA core may
             // map it as one range.
@@ -215,13 +216,13 @@ impl<S: Service> Op<S> {
                 bi_size: bytes,
                 ..pin_init::zeroed()
             };
-            // SAFETY: The queue pair is valid: the caller has the connection. The pieces are
+            // SAFETY: The queue pair is valid, as the caller has the connection. The pieces are
             // memory that stays until the context is released; the list stays with the context.
             let wrs = unsafe {
                 bindings::rdma_rw_ctx_init_bvec(
                     rw.raw.get(),
-                    qp,
-                    self.shared.port(),
+                    shared.qp(),
+                    shared.port(),
                     rw.pieces.as_ptr(),
                     u32::try_from(rw.pieces.len())?,
                     iter,
@@ -234,7 +235,7 @@ impl<S: Service> Op<S> {
                 trace::svcrdma_dma_map_rw_err(|| {
                     // CAST: At most a few hundred.
                     let nents = rw.pieces.len() as u32;
-                    (self.shared.op_queue(), addr, rkey, nents, wrs)
+                    (shared.op_queue(), addr, rkey, nents, wrs)
                 });
                 return Err(Error::from_errno(wrs));
             }
@@ -253,10 +254,11 @@ impl<S: Service> Op<S> {
     ///
     /// # Safety
     ///
-    /// The device does not touch the operation's memory, and the queue pair is there still.
-    pub(super) unsafe fn reset(&mut self) {
-        let qp = self.shared.qp();
-        let port = self.shared.port();
+    /// `shared` is that of the operation's connection. The device does not touch the operation's
+    /// memory, and the queue pair is there still.
+    pub(super) unsafe fn reset(&mut self, shared: &Shared<S>) {
+        let qp = shared.qp();
+        let port = shared.port();
         while let Some(mut rw) = self.rws.pop() {
             if rw.ready {
                 // SAFETY: By the type invariant, and the contract of this function.
@@ -273,17 +275,9 @@ impl<S: Service> Op<S> {
                 }
                 rw.ready = false;
             }
-            self.shared.put_rw(rw);
+            shared.put_rw(rw);
         }
         self.wrs = 0;
-    }
-
-    /// Drops what an operation without contexts has, and puts it into its pool.
-    pub(super) fn discard(mut self: KBox<Self>) {
-        self.memory = Memory::None;
-        self.job = None;
-        let shared = self.shared.clone();
-        shared.ops(self.is_reply()).lock().idle.push(self);
     }
 
     /// Hands the message to the device, and puts the chain of work requests together.
@@ -331,19 +325,32 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
         }
         let (wrs, pages) = (this.wrs, this.pages());
         // SAFETY: The last work request of the chain is complete, and so are all before it. The
-        // queue pair is there as long as completions of it are handled.
-        unsafe { this.reset() };
+        // queue pair is there as long as completions of it are handled; the context of its
+        // completion queue is that of the connection.
+        unsafe { this.reset(shared) };
         shared.make_room(wrs, pages, this.is_reply());
-        let memory = core::mem::replace(&mut this.memory, Memory::None);
         let job = this.job.take();
-        this.discard();
-        if let (Ok(_), Memory::Sink(pages), Some(job)) = (ok, memory, job) {
+        let done = match (ok, &mut this.memory) {
+            (Ok(_), Memory::Sink(pages)) => job.map(|job| (core::mem::take(pages), job)),
+            _ => None,
+        };
+        shared.put_op(this);
+        if let Some((pages, job)) = done {
             shared.service().read_done(pages, job);
         }
     }
 }
 
 impl<S: Service> Shared<S> {
+    /// Drops what an operation without contexts has, and puts it into its pool.
+    pub(super) fn put_op(&self, mut op: KBox<Op<S>>) {
+        if let Memory::Source(payload) = core::mem::replace(&mut op.memory, Memory::None) {
+            op.spare = payload.into_pages().emptied();
+        }
+        op.job = None;
+        self.ops(op.is_reply()).lock().idle.push(op);
+    }
+
     fn take_rw(&self, dir: Direction) -> Result<KBox<RwCtx>> {
         let idle = self.rws.lock().pop();
         match idle {
@@ -433,7 +440,7 @@ struct Building<'c, S: Service> {
 impl<S: Service> Building<'_, S> {
     fn submit(mut self) -> Result<bool> {
         let op = self.op.take().ok_or(EINVAL)?;
-        if op.wrs > self.conn.shared.sq.lock().depth() {
+        if op.wrs > self.conn.limits().send_wr {
             self.op = Some(op);
             return Err(err::emsgsize());
         }
@@ -444,9 +451,9 @@ impl<S: Service> Building<'_, S> {
 impl<S: Service> Drop for Building<'_, S> {
     fn drop(&mut self) {
         if let Some(mut op) = self.op.take() {
-            // SAFETY: It was not posted, and `conn` keeps the queue pair.
-            unsafe { op.reset() };
-            op.discard();
+            // SAFETY: It was not posted, and `conn`, of which it is one, keeps the queue pair.
+            unsafe { op.reset(&self.conn.shared) };
+            self.conn.shared.put_op(op);
         }
     }
 }
@@ -462,6 +469,14 @@ impl<S: Service> Reply<'_, S> {
             .as_mut()
             .and_then(|op| op.buf.as_mut())
             .map_or(&mut [], |buf| buf.bytes_mut())
+    }
+
+    /// A list without pages, which had room for those of an earlier reply: see [`Self::attach`].
+    pub(crate) fn spare(&mut self) -> PageVec {
+        self.0
+            .op
+            .as_mut()
+            .map_or_else(PageVec::new, |op| core::mem::take(&mut op.spare))
     }
 
     /// Gives the operation the memory that is written from.
@@ -484,15 +499,14 @@ impl<S: Service> Reply<'_, S> {
         let Memory::Source(payload) = &memory else {
             return Err(EINVAL);
         };
-        let qp = self.0.conn.shared.qp();
         let mut missing = len;
         let pieces = payload.pieces(at, len).inspect(|piece| {
             // CAST: 32 bits fit.
             missing = missing.saturating_sub(piece.len() as usize);
         });
-        // SAFETY: The payload stays where it is although the value moves, by the contract of
-        // `Payload`; it is the operation's, and given back below.
-        let ret = unsafe { op.add(qp, rkey, addr, pieces) };
+        // SAFETY: The operation is one of `conn`. The payload stays where it is although the value
+        // moves, by the contract of `Payload`; it is the operation's, and given back below.
+        let ret = unsafe { op.add(&self.0.conn.shared, rkey, addr, pieces) };
         op.memory = memory;
         if missing != 0 {
             return Err(EIO);
@@ -536,14 +550,13 @@ impl<S: Service> Read<'_, S> {
         let Memory::Sink(pages) = &memory else {
             return Err(EINVAL);
         };
-        let qp = self.0.conn.shared.qp();
         let mut missing = len;
         let pieces = pages.regions(at, len).inspect(|piece| {
             // CAST: 32 bits fit.
             missing = missing.saturating_sub(piece.len() as usize);
         });
-        // SAFETY: The pages are the operation's; they are given back to it below.
-        let ret = unsafe { op.add(qp, rkey, addr, pieces) };
+        // SAFETY: The operation is one of `conn`. The pages are its own, and given back to it below.
+        let ret = unsafe { op.add(&self.0.conn.shared, rkey, addr, pieces) };
         op.memory = memory;
         if missing != 0 {
             return Err(EIO);

@@ -127,6 +127,9 @@ pub(crate) trait Service: Sized + Send + Sync + 'static {
 pub(crate) trait Payload: Send + 'static {
     /// The pieces of memory of `len` bytes from byte `at` of the reply on.
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
+
+    /// The list of its pages.
+    fn into_pages(self) -> PageVec;
 }
 
 /// What the completion handlers of a connection see.
@@ -516,8 +519,8 @@ impl<S: Service> ServerConn<S> {
         for mut list in [waiting, orphans] {
             while let Some(mut op) = list.pop() {
                 // SAFETY: See above.
-                unsafe { op.reset() };
-                op.discard();
+                unsafe { op.reset(shared) };
+                shared.put_op(op);
             }
         }
         // INVARIANT: There is no queue pair as far as others are concerned.

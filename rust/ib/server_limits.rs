@@ -73,7 +73,7 @@ pub(crate) struct ServerLimits {
     pub(super) max_reads: u32,
     pub(super) many_pages: u32,
     pub(super) msg_bytes: u32,
-    /// Room for work requests in the send queue.
+    /// Room for work requests in the send queue: no operation can have more.
     pub(super) send_wr: u32,
     pub(super) recv_wr: u32,
     pub(super) sges: u32,

@@ -72,11 +72,6 @@ impl<S: Service> Sq<S> {
         }
     }
 
-    /// Work requests that one operation can have.
-    pub(super) fn depth(&self) -> u32 {
-        self.depth
-    }
-
     /// Whether something is posted or in line.
     pub(super) fn in_use(&self) -> bool {
         self.room < self.depth || !self.waiting.is_empty()
@@ -283,7 +278,7 @@ impl<S: Service> Shared<S> {
                 while let Some(rw) = op.rws.pop() {
                     core::mem::forget(rw);
                 }
-                op.discard();
+                self.put_op(op);
             }
         }
     }

@@ -46,7 +46,8 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        Arc, //
+        Arc,
+        SpinLockGuard, //
     },
 };
 
@@ -141,10 +142,17 @@ impl<S: Service> Drop for Message<S> {
     fn drop(&mut self) {
         // SAFETY: The field is not used afterwards.
         let buf = unsafe { ManuallyDrop::take(&mut self.0) };
+        // Whoever takes the buffer from the ring may have the last reference but this one.
         let shared = buf.shared.clone();
-        shared.put_rx(buf);
+        let mut pool = shared.rx.lock();
+        if pool.closed {
+            drop(pool);
+            drop(buf);
+            return;
+        }
+        pool.free.push(buf);
         // An error was reported, and ends the connection.
-        let _ = shared.post_receives(shared.limits().rx_batch);
+        let _ = shared.post_free(pool, shared.limits().rx_batch);
     }
 }
 
@@ -177,8 +185,12 @@ impl<S: Service> Shared<S> {
 
     /// Posts the free buffers, if there are at least `min` of them.
     pub(super) fn post_receives(&self, min: u32) -> Result {
-        // Posting is done under the lock, because `closed` promises that it is over.
-        let mut pool = self.rx.lock();
+        self.post_free(self.rx.lock(), min)
+    }
+
+    /// As [`Self::post_receives`]. Posting is done under the lock, because `closed` promises that it
+    /// is over.
+    fn post_free(&self, mut pool: SpinLockGuard<'_, Pool<S>>, min: u32) -> Result {
         // CAST: Buffers are counted in hundreds.
         if pool.closed || pool.free.len() < min as usize {
             return Ok(());

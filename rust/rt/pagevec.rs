@@ -12,6 +12,9 @@ use kernel::{
     prelude::*, //
 };
 
+/// A list with room for more pages than this is not kept for the next use.
+const KEPT: usize = 288;
+
 /// Owned references to pages of the linear map, in an order that means something to the owner.
 ///
 /// # Invariants
@@ -28,11 +31,36 @@ unsafe impl Send for PageVec {}
 unsafe impl Sync for PageVec {}
 
 impl PageVec {
-    /// Room for `count` pages. May sleep.
-    pub(crate) fn with_capacity(count: usize) -> Result<Self> {
-        Ok(Self {
-            pages: KVVec::with_capacity(count, GFP_KERNEL)?,
-        })
+    /// A list without pages, and without room for any.
+    pub(crate) const fn new() -> Self {
+        Self {
+            pages: KVVec::new(),
+        }
+    }
+
+    /// A list without pages, with room for `count` of them: this one's, if it has so much. May sleep.
+    pub(crate) fn with_room(mut self, count: usize) -> Result<Self> {
+        self.clear();
+        if self.pages.capacity() < count {
+            self.pages = KVVec::with_capacity(count, GFP_KERNEL)?;
+        }
+        Ok(self)
+    }
+
+    /// Drops the pages. The room stays, if it is not too much to be kept for the next use.
+    pub(crate) fn emptied(mut self) -> Self {
+        self.clear();
+        if self.pages.capacity() > KEPT {
+            return Self::new();
+        }
+        self
+    }
+
+    fn clear(&mut self) {
+        while let Some(page) = self.pages.pop() {
+            // SAFETY: By the type invariant.
+            unsafe { bindings::put_page(page.as_ptr()) };
+        }
     }
 
     /// How many pages there are.
@@ -94,11 +122,14 @@ impl PageVec {
     }
 }
 
+impl Default for PageVec {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Drop for PageVec {
     fn drop(&mut self) {
-        while let Some(page) = self.pages.pop() {
-            // SAFETY: By the type invariant.
-            unsafe { bindings::put_page(page.as_ptr()) };
-        }
+        self.clear();
     }
 }

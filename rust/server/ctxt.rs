@@ -2,9 +2,12 @@
 
 //! What of a call has to be kept for its reply.
 
-use crate::wire::{
-    Call,
-    Chunk, //
+use crate::{
+    rt::pagevec::PageVec,
+    wire::{
+        Call,
+        Chunk, //
+    },
 };
 use kernel::{
     new_spinlock,
@@ -40,6 +43,8 @@ pub(crate) struct CallCtxt {
     next: usize,
     /// Some payload does not fit into its chunk: there can be no reply.
     pub(super) too_short: bool,
+    /// A list without pages: room for those of the next call that is read.
+    pub(super) spare: PageVec,
 }
 
 impl CallCtxt {

@@ -44,9 +44,10 @@ pub(super) fn receive(
     let message = match work {
         Work::Read(pages, job) => {
             trace::svcrdma_read_finished(|| (job.cid,));
-            drop(rqst.exchange_pages(pages)?);
+            let mut ctxt = job.ctxt;
+            ctxt.spare = rqst.exchange_pages(pages)?.emptied();
             job.shape.apply(rqst)?;
-            return Ok(Some(job.ctxt));
+            return Ok(Some(ctxt));
         }
         Work::Message(message) => message,
     };
@@ -88,7 +89,7 @@ fn read(
         // Row W37, but the connection stays: nothing was touched.
         return refuse(conn, &bad_chunk(call));
     };
-    let ctxt = conn.take_ctxt(call, bytes)?;
+    let mut ctxt = conn.take_ctxt(call, bytes)?;
     let mut to_read = false;
     plan.walk(&mut |at, step| match step {
         Step::Copy(bytes) => rqst.write(at, bytes),
@@ -102,7 +103,8 @@ fn read(
         plan.shape.apply(rqst)?;
         return Ok(Some(ctxt));
     }
-    let pages = rqst.take_pages(plan.shape.page_count())?;
+    let spare = core::mem::take(&mut ctxt.spare);
+    let pages = rqst.take_pages(spare, plan.shape.page_count())?;
     let mut reads = conn.rdma().read(pages)?;
     let mut count = 0u32;
     plan.walk(&mut |at, step| {

@@ -37,26 +37,24 @@ use core::ops::Range;
 use kernel::prelude::*;
 
 /// Sends a reply. After an error the connection is closed.
-pub(super) fn send(conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {
-    // What the context has is borrowed while the reply is used.
-    let mut ctxt = core::mem::take(rqst.ctxt());
+pub(super) fn send(conn: &Connection, ctxt: &mut CallCtxt, rqst: &mut ReplyRqst<'_>) -> Result {
+    let xid = ctxt.xid;
     let result = if ctxt.too_short {
         Err(err::emsgsize())
     } else {
-        Shape::new(conn, &mut ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst))
+        Shape::new(conn, ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst))
     };
     let result = match result {
         Err(e) if e == err::emsgsize() => conn.refuse(&CallError::ErrChunk {
-            xid: ctxt.xid,
+            xid,
             version: wire::VERSION,
             error: WireError::NoSpace,
         }),
         other => other,
     };
     if let Err(e) = result {
-        trace::svcrdma_send_err(|| (conn.rdma().peer().text(), ctxt.xid, e.to_errno()));
+        trace::svcrdma_send_err(|| (conn.rdma().peer().text(), xid, e.to_errno()));
     }
-    *rqst.ctxt() = ctxt;
     result
 }
 
@@ -153,7 +151,7 @@ impl<'c> Shape<'c> {
         }
     }
 
-    fn send(&self, conn: &Connection, rqst: &mut ReplyRqst<'_, CallCtxt>) -> Result {
+    fn send(&self, conn: &Connection, rqst: &mut ReplyRqst<'_>) -> Result {
         let mut tx = conn.rdma().reply()?;
         let limit = conn.max_send;
         let buf = tx.buf();
@@ -191,7 +189,8 @@ impl<'c> Shape<'c> {
 
         let payload = self.ctxt.slots.iter().any(|slot| slot.len != 0);
         if payload || long {
-            tx.attach(rqst.detach()?);
+            let spare = tx.spare();
+            tx.attach(rqst.detach(spare)?);
             let count = self.write(&mut tx, long)?;
             tunables::WRITES.add(count.into());
             if payload {

@@ -106,7 +106,7 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
     fn result_payload(ctxt: &mut Self::Ctxt, at: u32, len: u32);
 
     /// Sends a reply. After an error the connection is closed. May sleep.
-    fn send(conn: &Self::Conn, rqst: &mut ReplyRqst<'_, Self::Ctxt>) -> Result;
+    fn send(conn: &Self::Conn, ctxt: &mut Self::Ctxt, rqst: &mut ReplyRqst<'_>) -> Result;
 
     /// Sends a call to the client. After an error other than `EMSGSIZE` the connection is closed. May
     /// sleep.

@@ -366,7 +366,7 @@ unsafe extern "C" fn sendto<T: ServerTransport>(rqstp: *mut bindings::svc_rqst) 
     let sent = match (xprt.conn(), ctxt) {
         (Some(conn), Some(ctxt)) if !dead => {
             // SAFETY: The request has a complete reply, and the pages are as sunrpc left them.
-            T::send(conn, &mut unsafe { ReplyRqst::new(rqst, ctxt) })
+            T::send(conn, ctxt, &mut unsafe { ReplyRqst::new(rqst) })
         }
         _ => Err(err::enotconn()),
     };

@@ -142,12 +142,12 @@ impl CallRqst<'_> {
         self.set_message(head, len.saturating_sub(head), 0)
     }
 
-    /// Takes the first `count` pages out of the request (row S41).
-    pub(crate) fn take_pages(&mut self, count: usize) -> Result<PageVec> {
+    /// Takes the first `count` pages out of the request (row S41), in the list `pages`.
+    pub(crate) fn take_pages(&mut self, pages: PageVec, count: usize) -> Result<PageVec> {
         if count > self.max_pages() {
             return Err(EINVAL);
         }
-        let mut pages = PageVec::with_capacity(count)?;
+        let mut pages = pages.with_room(count)?;
         for index in 0..count {
             let page = self.page(index).ok_or(EINVAL)?;
             // SAFETY: The page is the request's, which gives it up below. There is room.
@@ -197,12 +197,40 @@ struct Parts {
 // SAFETY: Memory belongs to no thread.
 unsafe impl Send for Parts {}
 
+/// Where a byte of a message is, and how many bytes there are from it on.
+enum Place {
+    /// In the head or the tail, at this address.
+    Memory(*mut c_void, usize),
+    /// At this byte of the page list.
+    Pages(usize, usize),
+}
+
 impl Parts {
     fn len(&self) -> usize {
         self.head
             .iov_len
             .saturating_add(self.page_len)
             .saturating_add(self.tail.iov_len)
+    }
+
+    /// Where byte `at` is.
+    fn place(&self, at: usize) -> Option<Place> {
+        let Some(in_pages) = at.checked_sub(self.head.iov_len) else {
+            return Some(Place::Memory(
+                self.head.iov_base.wrapping_byte_add(at),
+                self.head.iov_len.saturating_sub(at),
+            ));
+        };
+        let Some(in_tail) = in_pages.checked_sub(self.page_len) else {
+            return Some(Place::Pages(
+                self.page_base.checked_add(in_pages)?,
+                self.page_len.saturating_sub(in_pages),
+            ));
+        };
+        Some(Place::Memory(
+            self.tail.iov_base.wrapping_byte_add(in_tail),
+            self.tail.iov_len.checked_sub(in_tail)?,
+        ))
     }
 
     /// The piece of memory with byte `at`: at most `len` bytes, none of them in another page.
@@ -216,16 +244,17 @@ impl Parts {
         len: usize,
         lookup: impl FnOnce(usize) -> Option<NonNull<bindings::page>>,
     ) -> Option<Region<'a>> {
-        let in_pages = at.checked_sub(self.head.iov_len);
-        let in_tail = in_pages.and_then(|at| at.checked_sub(self.page_len));
-        let (page, offset, left) = match (in_pages, in_tail) {
-            (None, _) => Self::kvec(&self.head, at)?,
-            (Some(at), None) => {
-                let position = self.page_base.checked_add(at)?;
-                let page = lookup(position / PAGE_SIZE)?;
-                (page, position % PAGE_SIZE, self.page_len.saturating_sub(at))
+        let (page, offset, left) = match self.place(at)? {
+            Place::Pages(at, left) => (lookup(at / PAGE_SIZE)?, at % PAGE_SIZE, left),
+            Place::Memory(address, left) => {
+                // SAFETY: The function only looks at the address.
+                if !unsafe { bindings::virt_addr_valid(address) } {
+                    return None;
+                }
+                // SAFETY: The address is in the linear map, as was just checked.
+                let page = NonNull::new(unsafe { bindings::virt_to_page(address) })?;
+                (page, address.addr() % PAGE_SIZE, left)
             }
-            (_, Some(at)) => Self::kvec(&self.tail, at)?,
         };
         let take = len.min(left).min(PAGE_SIZE.saturating_sub(offset));
         if take == 0 {
@@ -236,28 +265,17 @@ impl Parts {
         Some(unsafe { Region::new(page, offset as u32, take as u32) })
     }
 
-    /// Whether a vector is in some of these pages, as far as its ends tell.
+    /// Whether all of a vector is in one of these pages. The services that there are put heads and
+    /// tails into the first page, so this does not look for long.
     fn is_in(kvec: &bindings::kvec, pages: &PageVec) -> bool {
-        let Some(last) = kvec.iov_len.checked_sub(1) else {
-            return true;
+        let covers = |page: NonNull<bindings::page>| {
+            // SAFETY: The page is one of the linear map, by the invariants of `PageVec`.
+            let start = unsafe { bindings::page_address(page.as_ptr()) }.addr();
+            let offset = kvec.iov_base.addr().checked_sub(start);
+            let end = offset.and_then(|offset| offset.checked_add(kvec.iov_len));
+            end.is_some_and(|end| end <= PAGE_SIZE)
         };
-        [0, last].iter().all(|at| {
-            let page = Self::kvec(kvec, *at).map(|(page, ..)| page);
-            page.is_some() && (0..pages.len()).any(|index| pages.page(index) == page)
-        })
-    }
-
-    /// The page with byte `at`, the offset there, and how much remains of the vector.
-    fn kvec(kvec: &bindings::kvec, at: usize) -> Option<(NonNull<bindings::page>, usize, usize)> {
-        let left = kvec.iov_len.checked_sub(at)?;
-        let address = kvec.iov_base.wrapping_byte_add(at);
-        // SAFETY: The function only looks at the address.
-        if !unsafe { bindings::virt_addr_valid(address) } {
-            return None;
-        }
-        // SAFETY: The address is in the linear map, as was just checked.
-        let page = NonNull::new(unsafe { bindings::virt_to_page(address) })?;
-        Some((page, address.addr() % PAGE_SIZE, left))
+        kvec.iov_len == 0 || (0..pages.len()).any(|index| pages.page(index).is_some_and(covers))
     }
 }
 
@@ -265,19 +283,19 @@ impl Parts {
 ///
 /// # Invariants
 ///
-/// `raw` is the request of the current thread, with a complete reply in `rq_res`. `ctxt` is its
-/// context. `rq_respages` to `rq_next_page` are pages that the request owns, or null.
-pub(crate) struct ReplyRqst<'a, C> {
+/// `raw` is the request of the current thread, with a complete reply in `rq_res`. `rq_respages` to
+/// `rq_next_page` are pages that the request owns, or null.
+pub(crate) struct ReplyRqst<'a> {
     raw: NonNull<bindings::svc_rqst>,
     parts: Parts,
-    ctxt: &'a mut C,
+    _rqst: PhantomData<&'a mut ()>,
 }
 
-impl<'a, C> ReplyRqst<'a, C> {
+impl ReplyRqst<'_> {
     /// # Safety
     ///
-    /// `raw` and `ctxt` satisfy the type's invariants for `'a`.
-    pub(super) unsafe fn new(raw: NonNull<bindings::svc_rqst>, ctxt: &'a mut C) -> Self {
+    /// `raw` satisfies the type's invariants for the lifetime of the result.
+    pub(super) unsafe fn new(raw: NonNull<bindings::svc_rqst>) -> Self {
         // SAFETY: By the contract of this function.
         let parts = unsafe {
             let res = &raw const (*raw.as_ptr()).rq_res;
@@ -289,16 +307,15 @@ impl<'a, C> ReplyRqst<'a, C> {
             }
         };
         // INVARIANT: As the caller promises.
-        Self { raw, parts, ctxt }
+        Self {
+            raw,
+            parts,
+            _rqst: PhantomData,
+        }
     }
 
     fn raw(&self) -> *mut bindings::svc_rqst {
         self.raw.as_ptr()
-    }
-
-    /// The context of the call.
-    pub(crate) fn ctxt(&mut self) -> &mut C {
-        self.ctxt
     }
 
     /// The length of the reply in bytes.
@@ -310,6 +327,18 @@ impl<'a, C> ReplyRqst<'a, C> {
     pub(crate) fn copy(&self, mut at: usize, dst: &mut [u8]) -> Result {
         let mut done = 0;
         while let Some(rest) = dst.get_mut(done..).filter(|rest| !rest.is_empty()) {
+            if let Some(Place::Memory(from, left)) = self.parts.place(at) {
+                let len = left.min(rest.len());
+                if len == 0 {
+                    return Err(EINVAL);
+                }
+                // SAFETY: By the invariants of `Parts`, `left` bytes are memory from there on; it
+                // stays while the request is borrowed. `rest` has `len` bytes at least.
+                unsafe { bindings::memcpy(rest.as_mut_ptr().cast(), from, len) };
+                at = at.saturating_add(len);
+                done = done.saturating_add(len);
+                continue;
+            }
             // SAFETY: The reply stays while its request is borrowed; the page list is that of
             // `rq_res`, and the index is within it.
             let piece = unsafe {
@@ -358,8 +387,8 @@ impl<'a, C> ReplyRqst<'a, C> {
         }
     }
 
-    /// Takes the reply out of the request, with the pages that it is in (row S62).
-    pub(crate) fn detach(&mut self) -> Result<DetachedReply> {
+    /// Takes the reply out of the request, with the pages that it is in (row S62): in the list `room`.
+    pub(crate) fn detach(&mut self, room: PageVec) -> Result<DetachedReply> {
         let mut used = self.pages_used();
         // SAFETY: By the type invariant.
         let (respages, list, end) = unsafe {
@@ -396,7 +425,7 @@ impl<'a, C> ReplyRqst<'a, C> {
             }
             first
         };
-        let mut pages = PageVec::with_capacity(used)?;
+        let mut pages = room.with_room(used)?;
         for index in 0..used {
             // SAFETY: The entry is one of those in use.
             let page = unsafe { *respages.add(index) };
@@ -433,6 +462,10 @@ pub(crate) struct DetachedReply {
 }
 
 impl ib::Payload for DetachedReply {
+    fn into_pages(self) -> PageVec {
+        self.pages
+    }
+
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
         let mut at = at;
         let mut left = len;
