@@ -89,6 +89,10 @@ pub(crate) trait SlotState: Sized + Send + Sync + 'static {
 
     /// Takes the lease that [`Self::reclaim`] gave.
     fn restore(&self, lease: PayloadLease);
+
+    /// Calls `f` with the lease if [`Self::reclaim`] would return it at once, instead of that and
+    /// [`Self::restore`]: there is no remote access to the request's memory. `f` does not sleep.
+    fn at_home<R>(&self, f: impl FnOnce(&mut PayloadLease) -> R) -> Option<R>;
 }
 
 /// Why a message was not sent.

@@ -203,11 +203,11 @@ pub(super) fn send(
     trace::xprtrdma_post_send(|| (tx.cid(), task(), 1, tx.is_signalled()));
 
     if set.is_empty() {
-        {
-            let mut state = slot.lock();
-            state.clear_header();
-        }
-        slot.put(Memory::Home(set.cancel()));
+        let lease = set.cancel();
+        let mut state = slot.lock();
+        state.clear_header();
+        state.memory = Memory::Home(lease);
+        drop(state);
         return tx.send(len).map_err(|_| SendError::NotConnected);
     }
     trace::xprtrdma_mr_fastreg(|show| set.traced(|mr| show((task(), mr))));

@@ -61,17 +61,16 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
         msg,
         pad_is_gone: false,
     };
-    match reply.rqst.slot().take() {
-        Memory::Home(lease) => {
-            reply.rqst.slot().put(Memory::Home(lease));
+    match reply.rqst.slot().take_exposed() {
+        Ok(None) => {
             if reply.msg.has_invalidated() {
                 violation(endpoint);
                 return;
             }
             reply.finish(endpoint);
         }
-        Memory::Out(set) => reply.fence(endpoint, cx, set),
-        Memory::Away => {
+        Ok(Some(set)) => reply.fence(endpoint, cx, set),
+        Err(_) => {
             // The call was not sent yet, or is answered a second time.
             violation(endpoint);
         }
@@ -224,20 +223,25 @@ impl Reply {
 
     fn complete(self, endpoint: &Endpoint) {
         let Self { mut rqst, msg, .. } = self;
-        let len = place(endpoint, &mut rqst, &msg);
-        if len.is_none() {
-            bad_reply(endpoint, &rqst, &msg);
-        }
         // The slot outlives the request; its lock keeps the lease at home until the RPC layer has
         // the reply.
         let Some(slot) = endpoint.xprt.slot_of(&rqst) else {
             return;
         };
-        let state = slot.lock();
+        let mut state = slot.lock();
+        let placed = match &state.memory {
+            Memory::Home(_) => place(endpoint, &mut rqst, &msg, state.header()),
+            _ => return,
+        };
+        if placed.is_none() {
+            drop(state);
+            bad_reply(endpoint, &rqst, &msg);
+            state = slot.lock();
+        }
         let Memory::Home(lease) = &state.memory else {
             return;
         };
-        match len {
+        match placed {
             Some(len) => rqst.complete(lease, len),
             None => rqst.fail(lease, EIO),
         }
@@ -287,22 +291,24 @@ fn bad_reply(endpoint: &Endpoint, rqst: &PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>
 }
 
 /// Puts the inline part of a reply into its place. Returns the length of the RPC message, `None`
-/// when the message is not a reply to this call.
-fn place(endpoint: &Endpoint, rqst: &mut PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>) -> Option<usize> {
+/// when the message is not a reply to this call, of which `sent` are the chunks.
+fn place(
+    endpoint: &Endpoint,
+    rqst: &mut PinnedRqst<Rdma>,
+    msg: &RxMsg<Endpoint>,
+    sent: Option<&[u8]>,
+) -> Option<usize> {
     let limits = wire::Limits {
         max_segs: endpoint.segments.saturating_add(1),
     };
     let reply = wire::decode_reply(msg.bytes(), &limits).ok()?;
-    {
-        let state = rqst.slot().lock();
-        match state.header() {
-            Some(sent) => wire::match_chunks(sent, msg.bytes()).ok()?,
-            // The call had no chunks, so the reply has none.
-            None => match reply.body {
-                ReplyBody::Msg { writes, .. } if writes.unwrap_or(0) == 0 => {}
-                _ => return None,
-            },
-        }
+    match sent {
+        Some(sent) => wire::match_chunks(sent, msg.bytes()).ok()?,
+        // The call had no chunks, so the reply has none.
+        None => match reply.body {
+            ReplyBody::Msg { writes, .. } if writes.unwrap_or(0) == 0 => {}
+            _ => return None,
+        },
     }
     trace::xprtrdma_decode_seg(|show| {
         let lists = Fixed::decode(msg.bytes()).and_then(|(_, rest)| ChunkLists::decode(rest));

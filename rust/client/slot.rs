@@ -60,6 +60,19 @@ impl Slot {
         core::mem::replace(&mut self.state.lock().memory, Memory::Away)
     }
 
+    /// Takes the memory if the peer may reach it, leaving [`Memory::Away`]. `None` if it is at home,
+    /// `EBUSY` if somebody is at it.
+    pub(super) fn take_exposed(&self) -> Result<Option<Exposed<Endpoint>>> {
+        let mut state = self.state.lock();
+        if let Memory::Home(_) = state.memory {
+            return Ok(None);
+        }
+        match core::mem::replace(&mut state.memory, Memory::Away) {
+            Memory::Out(set) => Ok(Some(set)),
+            _ => Err(EBUSY),
+        }
+    }
+
     /// Puts the memory where the next one will look for it.
     pub(super) fn put(&self, memory: Memory) {
         let old = core::mem::replace(&mut self.state.lock().memory, memory);
@@ -154,5 +167,12 @@ impl SlotState for Slot {
 
     fn restore(&self, lease: PayloadLease) {
         self.put(Memory::Home(lease));
+    }
+
+    fn at_home<R>(&self, f: impl FnOnce(&mut PayloadLease) -> R) -> Option<R> {
+        match &mut self.state.lock().memory {
+            Memory::Home(lease) => Some(f(lease)),
+            Memory::Out(_) | Memory::Away => None,
+        }
     }
 }

@@ -237,10 +237,10 @@ impl<P: Protocol> Exposed<P> {
     pub(crate) fn remote_invalidated(&mut self, proof: RemoteInvalidated<'_, P>) -> Result {
         let mut mr = self
             .mrs
-            .remove_if(|mr| proof.matches(&mr.inner) && mr.rkey() == proof.rkey())
+            .remove_if(|mr| proof.is_of(&mr.inner) && mr.rkey() == proof.rkey())
             .ok_or(EINVAL)?;
         mr.unmap();
-        Inner::put_mr(mr);
+        proof.inner().put_mr(mr);
         Ok(())
     }
 
@@ -305,7 +305,8 @@ impl<P: Protocol> Exposed<P> {
         if ok {
             while let Some(mut mr) = rest.pop() {
                 mr.unmap();
-                Inner::put_mr(mr);
+                let inner = mr.inner.clone();
+                inner.put_mr(mr);
             }
             return lease;
         }
@@ -422,7 +423,7 @@ pub(super) fn not_invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_,
 /// The last `LOCAL_INV` of a set completed.
 pub(super) fn invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_, P>, wc: Wc<'_>) {
     let Some(stash) = last.stash.take() else {
-        Inner::put_mr(last);
+        cx.inner().put_mr(last);
         return;
     };
     let (set, pending) = unstash(last, stash);
@@ -433,7 +434,7 @@ pub(super) fn invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_, P>,
             let count = mrs.len();
             while let Some(mut mr) = mrs.pop() {
                 mr.unmap();
-                Inner::put_mr(mr);
+                cx.inner().put_mr(mr);
             }
             proto.fenced(cx, pending, Ok((lease, count)));
         }

@@ -295,10 +295,9 @@ impl<P: Protocol> Inner<P> {
         pool.idle.push(mr);
     }
 
-    /// Puts an idle region back.
-    pub(super) fn put_mr(mr: KBox<MrCtx<P>>) {
-        let this = mr.inner.clone();
-        let mut pool = this.mrs.lock();
+    /// Puts an idle region of this connection back.
+    pub(super) fn put_mr(&self, mr: KBox<MrCtx<P>>) {
+        let mut pool = self.mrs.lock();
         if pool.closed {
             drop(pool);
             drop(mr);
@@ -309,7 +308,7 @@ impl<P: Protocol> Inner<P> {
         let starved = core::mem::replace(&mut pool.starved, false);
         drop(pool);
         if starved {
-            this.proto.writable();
+            self.proto.writable();
         }
     }
 
@@ -339,7 +338,7 @@ impl<P: Protocol> Inner<P> {
             let Ok(mr) = MrCtx::new(self, &refill.domain, refill.depth, refill.gaps) else {
                 break;
             };
-            Self::put_mr(mr);
+            self.put_mr(mr);
             refill.total = refill.total.wrapping_add(1);
             made = made.wrapping_add(1);
         }

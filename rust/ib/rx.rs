@@ -169,8 +169,13 @@ impl<P: Protocol> RemoteInvalidated<'_, P> {
         self.pad
     }
 
+    /// The connection.
+    pub(super) fn inner(&self) -> &Inner<P> {
+        self.inner
+    }
+
     /// Whether the proof is of this connection.
-    pub(super) fn matches(&self, inner: &Arc<Inner<P>>) -> bool {
+    pub(super) fn is_of(&self, inner: &Arc<Inner<P>>) -> bool {
         Arc::ptr_eq(self.inner, inner)
     }
 }

@@ -145,20 +145,26 @@ unsafe extern "C" fn buf_alloc<T: ClientTransport>(task: *mut bindings::rpc_task
     let Some(slot) = xprt.own.pool.slot_of(rqst) else {
         return EIO.to_errno();
     };
-    let Some(mut lease) = slot.reclaim() else {
-        return EIO.to_errno();
-    };
     // SAFETY: The task is the only user of its request here.
     let (call, reply) = unsafe { ((*rqst).rq_callsize, (*rqst).rq_rcvsize) };
     // SAFETY: As above, and the request has its credential.
     let secret = unsafe { touches_data(rqst) };
-    let (result, grown, call, reply) = lease.ensure(call, reply, secret);
-    xprt.own.grown.fetch_add(grown, Relaxed);
     // The buffers stay where they are: the lease owns the memory, it does not contain it.
-    slot.state.restore(lease);
-    if let Err(error) = result {
-        return error.to_errno();
-    }
+    let (call, reply) = match slot.buffers(call, reply, secret) {
+        Some(buffers) => buffers,
+        None => {
+            let Some(mut lease) = slot.reclaim() else {
+                return EIO.to_errno();
+            };
+            let (result, grown, call, reply) = lease.ensure(call, reply, secret);
+            xprt.own.grown.fetch_add(grown, Relaxed);
+            slot.state.restore(lease);
+            if let Err(error) = result {
+                return error.to_errno();
+            }
+            (call, reply)
+        }
+    };
     // SAFETY: As above.
     unsafe {
         (*rqst).rq_buffer = call.cast();
@@ -178,6 +184,9 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
     let Some(slot) = xprt.own.pool.slot_of(rqst) else {
         return;
     };
+    if slot.is_home() {
+        return;
+    }
     trace::xprtrdma_mrs_zap(|show| {
         if slot.state.is_exposed() {
             // SAFETY: The task is the caller's.

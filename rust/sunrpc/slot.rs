@@ -80,6 +80,16 @@ impl PayloadLease {
         })
     }
 
+    /// The addresses of the buffers, if they are what [`Self::ensure`] would make of them.
+    fn fitting(&mut self, call: usize, reply: usize, secret: bool) -> Option<(*mut u8, *mut u8)> {
+        let spare = self.spare.as_ref().map_or(0, KBuf::len);
+        if self.send.len() < call || self.recv.len() < reply || (secret && spare < call) {
+            return None;
+        }
+        self.private = false;
+        Some((self.send.as_mut_ptr(), self.recv.as_mut_ptr()))
+    }
+
     /// Makes the buffers at least that large; they never shrink (row C32). `secret` asks for a
     /// second buffer for the call. Gives the number of bytes newly allocated and the addresses of
     /// the buffers. May sleep.
@@ -245,6 +255,29 @@ impl<S: SlotState> Slot<S> {
     /// Whether `lease` is the one that was made with this slot.
     pub(super) fn is_mine(&self, lease: &PayloadLease) -> bool {
         self.id == lease.id
+    }
+
+    /// As [`Self::reclaim`], if there is nothing to be done for it: with the lease in its place.
+    fn at_home<R>(&self, f: impl FnOnce(&mut PayloadLease) -> Option<R>) -> Option<R> {
+        self.state
+            .at_home(|lease| if self.is_mine(lease) { f(lease) } else { None })
+            .flatten()
+    }
+
+    /// The slot's buffers, if they are as [`PayloadLease::ensure`] would make them, and nobody else can
+    /// reach them.
+    pub(super) fn buffers(
+        &self,
+        call: usize,
+        reply: usize,
+        secret: bool,
+    ) -> Option<(*mut u8, *mut u8)> {
+        self.at_home(|lease| lease.fitting(call, reply, secret))
+    }
+
+    /// Whether nobody else can reach the request's memory.
+    pub(super) fn is_home(&self) -> bool {
+        self.at_home(|_| Some(())).is_some()
     }
 
     /// Gets the slot's lease. `None` if the state came up with that of another slot, which is a bug
