@@ -120,6 +120,22 @@ def running(argv):
     finally:
         subprocess.run(["pkill", "-TERM", "-s", str(load.pid)])
         load.wait()
+        # Those that it has forked end a little later.
+        while subprocess.run(["pgrep", "-s", str(load.pid)], stdout=subprocess.DEVNULL).returncode == 0:
+            time.sleep(0.1)
+
+
+def sent(at, count, seconds):
+    """Wait until so many RPCs more were sent, and for these seconds at least."""
+    begun, end = xprt_stats(at)["sends"], time.monotonic() + 60
+    time.sleep(seconds)
+    while time.monotonic() < end and xprt_stats(at)["sends"] < begun + count:
+        time.sleep(0.2)
+    return xprt_stats(at)["sends"] - begun
+
+
+class Reconnected(Exception):
+    """The connection was lost and made again meanwhile, which allocates a lot."""
 
 
 def judge(machines, at, command, depth):
@@ -132,18 +148,20 @@ def judge(machines, at, command, depth):
     more per RPC.
     """
     with running(command(at, 2 * depth)):
-        time.sleep(3)
+        sent(at, 20 * depth, 3)
     with contextlib.ExitStack() as stack:
         with running(command(at, depth)):
-            time.sleep(2)
+            # A load has opened its file, a large RPC, before it is this far.
+            sent(at, 5 * depth, 2)
+            before = xprt_stats(at)
             for machine in machines:
                 stack.enter_context(machine.counting())
-            before = xprt_stats(at)["sends"]
-            time.sleep(6)
-            rpcs = xprt_stats(at)["sends"] - before
+            rpcs = sent(at, 20, 6)
             # Reading takes long, the more so while they grow.
             for machine in machines:
                 machine.triggers(HIST + ":pause")
+            if xprt_stats(at)["connect_count"] != before["connect_count"]:
+                raise Reconnected
         found = {machine: machine.counts() for machine in machines}
     wrong = []
     for machine, (own, below, total) in found.items():
@@ -157,6 +175,21 @@ def judge(machines, at, command, depth):
             wrong.append(f"{sum(own.values())} by the {machine.name}'s module in {rpcs} RPCs")
     expect(rpcs >= 20, f"only {rpcs} RPCs were made")
     expect(not wrong, "; ".join(wrong))
+
+
+def judge_connected(*args):
+    """As `judge`, on a connection that stays.
+
+    Switching events stops a machine for long enough that packets are sent again, and rxe then executes
+    registrations a second time, which ends the connection, whatever module has it
+    (Documentation/upstream-findings.md).
+    """
+    for _ in range(3):
+        try:
+            return judge(*args)
+        except Reconnected:
+            say("the connection was lost meanwhile: once more")
+    raise AssertionError("no measurement without a new connection")
 
 
 ours = [machine for machine in MACHINES if machine.loaded == OURS]
@@ -175,8 +208,8 @@ with server_folder("alloc") as folder:
         write_file(f"{at}/alloc/f", random_bytes(32 << 20))
         on_server(f"mkdir -m 777 {folder}/many; cd {folder}/many; seq -f name%06g 1500 | xargs touch")
         for name, (command, depth) in LOADS.items():
-            with check(f"no allocation per RPC: {name}"):
+            with check(f"no allocation per RPC: {name}", 300):
                 if not ours:
                     raise Skip("neither module is ours")
-                judge(ours, at, command, depth)
+                judge_connected(ours, at, command, depth)
 done()
