@@ -3,6 +3,7 @@
 
 import collections
 import contextlib
+import os
 import re
 
 from lib import *
@@ -16,14 +17,15 @@ def shell(side, command, timeout=120):
     return on_server(command, timeout=timeout)
 
 
-Event = collections.namedtuple("Event", "name text")
+Event = collections.namedtuple("Event", "seconds name text")
 
 
 def parse(text):
     """Events of a trace, in their order."""
-    names = r"(?:xprtrdma|svcrdma|rpcrdma)_\w+|xprt_transmit|xprt_lookup_rqst|svc_send|cq_poll"
-    found = re.findall(rf"(?m)^.*?\d+\.\d+: ({names}): +(.*)$", text)
-    return [Event(*f) for f in found]
+    names = (r"(?:xprtrdma|svcrdma|rpcrdma|probe)_\w+|xprt_transmit|xprt_lookup_rqst|"
+             r"xprt_disconnect_force|rpc_stats_latency|svc_send|cq_poll")
+    found = re.findall(rf"(?m)^.*? (\d+\.\d+): ({names}): +(.*)$", text)
+    return [Event(float(seconds), *rest) for seconds, *rest in found]
 
 
 def of(events, *names):
@@ -54,6 +56,28 @@ def traced(side, *more):
                      + "; ".join(f"echo 0 >{f}" for f in on)
                      + "; cat trace; echo >trace; echo 1 >buffer_size_kb; echo 1 >tracing_on")
         events += parse(text)
+
+
+@contextlib.contextmanager
+def probes(side, *definitions):
+    """Events of the test's own, as dynamic_events takes them; a list, as of traced().
+
+    Their names begin with probe_. Functions of modules need to be there.
+    """
+    if not os.path.exists("/sys/kernel/btf/vmlinux"):
+        raise Skip("the kernel does not know its own types")
+    groups = {"p": "kprobes", "r": "kprobes", "f": "fprobes"}
+    names = [re.match(r"([prf])\d*:(probe_\w+) ", d).groups() for d in definitions]
+    try:
+        for definition in definitions:
+            shell(side, f"echo '{definition}' >>{TRACING}/dynamic_events || "
+                        f"{{ tail -4 {TRACING}/error_log; exit 1; }}")
+        with traced(side, *(f"{groups[kind]}/{name}" for kind, name in names)) as events:
+            yield events
+    finally:
+        shell(side, "; ".join(f"[ ! -e {TRACING}/events/{groups[kind]}/{name} ] || "
+                              f"echo '-:{groups[kind]}/{name}' >>{TRACING}/dynamic_events"
+                              for kind, name in names))
 
 
 def log(side):

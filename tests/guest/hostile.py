@@ -553,6 +553,60 @@ def silence():
             proxy.holding = False
 
 
+def late(call):
+    """An access to the first memory that a call offered, as an order to the server's thread."""
+    def access():
+        if call.writes or call.reply:
+            key, _, at = (call.writes[0] if call.writes else call.reply)[0]
+            proxy.connection.write(key, at, b"too late")
+        else:
+            _, key, length, at = call.reads[0]
+            proxy.connection.read(key, at, length)
+        return "succeeded"
+    return proxy.order(access)
+
+
+def given_up():
+    """Calls that are given up while the server has them (row C34)."""
+    def held(procedure):
+        calls = []
+        proxy.spoil(procedure, lambda connection, call: calls.append(call))
+        return calls
+
+    with check("ls is killed: the server cannot write the directory any more"), through_proxy():
+        calls, accepted = held(READDIRPLUS), proxy.accepted
+        path = f"{FOLDER}/d{next(folders)}"
+        on_server(f"cd {EXPORT} && mkdir {path} && cd {path} && touch a b c")
+        job = subprocess.Popen(["ls", f"{AT}/{path}"], stdout=subprocess.DEVNULL)
+        wait_for(lambda: calls, 20, "the call")
+        job.kill()
+        job.wait(20 * SLOWNESS)
+        equal(proxy.accepted, accepted, "connections made before the access")
+        result = late(calls[0])
+        expect(isinstance(result, Broken), f"the access {result}")
+        equal(sorted(os.listdir(f"{AT}/{path}")), ["a", "b", "c"], "names")
+        honest()
+    for way, name, procedure, action in (("write", "READ", READ, fetch), ("read", "WRITE", WRITE, store)):
+        with check(f"umount -f during a {name}: the server cannot {way} its memory any more"), \
+                through_proxy():
+            # It ends calls, and no more than that, since the mount is in use.
+            folder = os.open(AT, os.O_RDONLY)
+            try:
+                calls, accepted = held(procedure), proxy.accepted
+                waiting = pool.submit(action)
+                wait_for(lambda: calls, 20, "the call")
+                run("umount", "-f", AT, timeout=60, ok=False)
+                error = waiting.exception(60)
+                # NFS writes again what it could not write.
+                expect(error or procedure == WRITE, "no error")
+                equal(proxy.accepted, accepted, "connections made before the access")
+                result = late(calls[0])
+                expect(isinstance(result, Broken), f"the access {result}")
+                honest()
+            finally:
+                os.close(folder)
+
+
 for name in (SIZE, SIZE + 1, 700, 1500, 3500):
     with through_proxy():
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
@@ -567,7 +621,7 @@ for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (negotiation, 20
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
-for group in (sessions, silence):
+for group in (sessions, silence, given_up):
     if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
         group()
 

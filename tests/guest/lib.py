@@ -272,6 +272,21 @@ def server_folder(name):
         on_server(f"rm -rf {path}")
 
 
+@contextlib.contextmanager
+def leases():
+    """A function that starts nfsd anew with another lease time; at the end it has the first again."""
+    conf = "/etc/nfs.conf"
+    old = on_server(f"sed -n 's/^[[:space:]]*lease-time=//p' {conf}").strip()
+
+    def last(seconds):
+        on_server(f"nfsd-down; sed -i 's/lease-time=.*/lease-time={seconds}/' {conf}; nfsd-up")
+        equal(on_server("cat /proc/fs/nfsd/nfsv4leasetime").strip(), str(seconds), "lease of the server")
+    try:
+        yield last
+    finally:
+        last(old)
+
+
 # --- what the transport shows -------------------------------------------------------------------
 
 XPRT_FIELDS = (

@@ -3,6 +3,7 @@
 
 import os
 import re
+import time
 
 from lib import *
 
@@ -15,6 +16,16 @@ SYSCTLS = {
     "rdma_memreg_strategy": (5, 0, 6),
     "rdma_pad_optimize": (0, None, None),
 }
+
+
+
+def per_op(at, name):
+    """What mountstats says of one procedure of a mount."""
+    part, = [p for p in re.split(r"(?m)^device ", read("/proc/self/mountstats")) if f" mounted on {at} " in p]
+    line = re.search(rf"(?m)^\s*{name}: (.*)$", part).group(1)
+    names = "ops transmissions timeouts sent received queue rtt execute errors".split()
+    return dict(zip(names, map(int, line.split())))
+
 
 for name, (default, low, high) in SYSCTLS.items():
     path = "/proc/sys/sunrpc/" + name
@@ -98,6 +109,29 @@ with server_folder("stats") as folder:
                     equal(after[name] - before[name], wanted, f"{name} for {size} bytes")
         finally:
             os.close(fd)
+
+    with check("mountstats: bytes and times of calls"), mounted("3", "noac") as at:
+        # A header of as many bytes each time, and what is written.
+        fd = os.open(f"{at}/stats/f", os.O_WRONLY | os.O_DIRECT)
+        room = buffer(data)
+        try:
+            header = None
+            for size in (4, 1000, 4096, 1 << 16):
+                before, begun = per_op(at, "WRITE"), time.monotonic()
+                for _ in range(10):
+                    equal(os.pwritev(fd, [room[:size]], 0), size, "bytes written")
+                took = (time.monotonic() - begun) * 1000
+                after = per_op(at, "WRITE")
+                ops, sent, queue, rtt, execute = (after[n] - before[n] for n in
+                                                  ("ops", "sent", "queue", "rtt", "execute"))
+                say(f"{size} bytes: {ops} calls, {sent} bytes, {queue} + {rtt} of {execute} ms, {took:.1f}")
+                equal(ops, 10, "calls")
+                header = header or sent // ops - size
+                equal(sent, ops * (header + size), "bytes sent")
+                expect(rtt <= execute <= took + 10 and queue + rtt <= execute + 10, "times that make no sense")
+        finally:
+            os.close(fd)
+        expect(80 < header < 250, f"headers of {header} bytes")
 
     with check("mountstats: buffers that grow count with their size, and once"), mounted("4.2") as at:
         # What the server calls itself may be longer than the buffers that slots begin with.

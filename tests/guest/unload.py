@@ -6,6 +6,7 @@ import re
 
 from events import *
 from lib import *
+from shim import *
 
 
 def modules():
@@ -85,6 +86,48 @@ with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
 if MODULE == "rpcrdma_rust":
+    PROBES = (
+        "f:probe_device ib_register_client name=client->name:string",
+        "f:probe_sysctls register_sysctl_sz name=path:string",
+        "f:probe_server svc_reg_xprt_class name=xcl->xcl_name:string",
+        "f:probe_client xprt_register_transport name=transport->name:string",
+        "f:probe_no_device ib_unregister_client name=client->name:string",
+        "f:probe_no_sysctls unregister_sysctl_table",
+        "f:probe_no_server svc_unreg_xprt_class name=xcl->xcl_name:string",
+        "f:probe_no_client xprt_unregister_transport name=transport->name:string")
+    with check("what is made known, in which order, and the other way round at the end"):
+        with probes(run, *PROBES) as events:
+            run("load-transport")
+            run("rmmod", MODULE)
+        seen = []
+        for e in events:
+            found = re.search(r'name="(.*?)"', e.text)
+            seen.append((e.name[len("probe_"):], found.group(1) if found else ""))
+        equal(seen, [("device", MODULE), ("sysctls", "sunrpc/svc_rdma"), ("server", "rdma"),
+                     ("client", "rdma"), ("client", "rdma backchannel"), ("sysctls", "sunrpc"),
+                     ("no_sysctls", ""), ("no_client", "rdma"), ("no_client", "rdma backchannel"),
+                     ("no_server", "rdma"), ("no_sysctls", ""), ("no_device", MODULE)], "order")
+    with check("without the server's tunables it does not load; without the client's it does"):
+        if not os.path.exists(SHIM):
+            raise Skip("tests/shim is for the stock kernel")
+        shell(run, "insmod " + SHIM)
+        try:
+            fail(run, "sysctl", 0)
+            status, text = run("load-transport", ok=False)
+            equal(counts(run, "sysctl")[1], 1, "tables that were refused")
+            expect(status and "Cannot allocate memory" in text, f"status {status}: {text}")
+            gone("after a load that failed")
+            fail(run, "sysctl", 1)
+            run("load-transport")
+            equal(counts(run, "sysctl"), (2, 1), "tables, and those that were refused")
+            equal(sysctls(), ["svc_rdma"], "sysctls")
+            with mounted("4.2") as at:
+                os.listdir(at)
+            wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
+            run("rmmod", MODULE)
+            gone("without tunables of the client")
+        finally:
+            run("rmmod", "shim")
     with check("beside the C module it does not load, and leaves nothing"):
         run("modprobe", "--ignore-install", "rpcrdma")
         try:

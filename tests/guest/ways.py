@@ -6,6 +6,8 @@ Nothing here depends on the modules, but for the last check.
 """
 
 import concurrent.futures
+import ctypes
+import glob
 import os
 import re
 import socket
@@ -114,6 +116,29 @@ with server_folder("ways") as folder:
         for vers in ("3", "4.2"):
             with mounted(vers) as at:
                 copies(f"{at}/ways", "secure", 2)
+
+    with check("no port is given: rpcbind knows one, and it is shown"):
+        # To rpcbind nfsd is a service of TCP. What the mount program makes of it is left out.
+        at, words = "/mnt/b", (f"vers=3,proto=rdma,port=0,nolock,addr={SERVER},mountaddr={SERVER},"
+                               "mountproto=tcp,mountvers=3")
+        os.makedirs(at, exist_ok=True)
+        on_server("echo 'rdma 2049' >/proc/fs/nfsd/portlist")
+        try:
+            status = libc.mount(f"{SERVER}:{EXPORT}".encode(), at.encode(), b"nfs", 0, words.encode())
+            equal((status, os.strerror(ctypes.get_errno()) if status else ""), (0, ""), "mount")
+            try:
+                copies(f"{at}/ways", "bound", 2)
+                equal(xprt_stats(at)["bind_count"], 1, "bind_count")
+                folder, = transports()
+                expect("\ndst_port=2049\n" in read(folder + "/xprt_info"), read(folder + "/xprt_info"))
+                shown = [read(path) for path in glob.glob("/sys/kernel/debug/sunrpc/rpc_xprt/*/info")]
+                expect(any(re.search(r"(?s)netid: +rdma\n.*port: +2049\n", text) for text in shown), shown)
+                made = [l for l in rdma_objects("cm_id") if f"[{MODULE}]" in l]
+                expect(any(f"dst-addr {SERVER}:2049 " in l for l in made), made)
+            finally:
+                run("umount", at)
+        finally:
+            on_server("nfsd-down; nfsd-up")
 
     if MODULE == "rpcrdma_rust":
         with check("swap is refused, and the kernel log says why"):

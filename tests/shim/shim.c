@@ -8,10 +8,16 @@
  *   max_qp_wr=N            the device says that its queues are that long
  *   event=N                the owner of the newest queue pair is told of an asynchronous event
  *   error=1                the newest queue pair fails
+ *   cm_event=A B S TIMES   the next events A of the connection manager, for code between `text`, are
+ *                          of kind B with status S
+ *   hold=1                 completions of Sends of the newest queue pair are held back, until hold=0
+ *   late=1                 whoever is about to wait for room to send is held up instead, until what
+ *                          was held back is there
  *
  * Loaded before the device has connections, on devices whose DMA addresses are kernel addresses:
  * rxe and siw.
  */
+#include <linux/delay.h>
 #include <linux/dma-map-ops.h>
 #include <linux/hashtable.h>
 #include <linux/highmem.h>
@@ -21,7 +27,9 @@
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/stacktrace.h>
+#include <linux/sunrpc/xprt.h>
 #include <rdma/ib_verbs.h>
+#include <rdma/rdma_cm.h>
 
 static char *device = "rxe0";
 module_param(device, charp, 0444);
@@ -33,12 +41,12 @@ module_param_array(text, ulong, NULL, 0644);
 
 enum verb {
 	POST_SEND, POST_PART, POST_RECV, CREATE_QP, MODIFY_QP, CREATE_CQ, ALLOC_PD, ALLOC_MR, MAP_MR_SG, MAP,
-	MEMORY, VERBS,
+	MEMORY, SYSCTL, VERBS,
 };
 
 static const char *const names[VERBS] = {
 	"post_send", "post_part", "post_recv", "create_qp", "modify_qp", "create_cq", "alloc_pd", "alloc_mr",
-	"map_mr_sg", "map", "memory",
+	"map_mr_sg", "map", "memory", "sysctl",
 };
 
 static struct {
@@ -112,9 +120,15 @@ static bool ours(const struct ib_qp *qp)
 	return qp->qp_type == IB_QPT_RC && !qp->uobject;
 }
 
+/* The RDMA core waits for what was posted by posting something without memory itself. */
+static bool drains_sq(const struct ib_send_wr *wr)
+{
+	return wr->opcode == IB_WR_RDMA_WRITE && !wr->num_sge;
+}
+
 static int post_send(struct ib_qp *qp, const struct ib_send_wr *wr, const struct ib_send_wr **bad)
 {
-	if (ours(qp) && fails(POST_SEND)) {
+	if (ours(qp) && !drains_sq(wr) && fails(POST_SEND)) {
 		*bad = wr;
 		return -ENOMEM;
 	}
@@ -136,7 +150,7 @@ static int post_send(struct ib_qp *qp, const struct ib_send_wr *wr, const struct
 
 static int post_recv(struct ib_qp *qp, const struct ib_recv_wr *wr, const struct ib_recv_wr **bad)
 {
-	if (ours(qp) && fails(POST_RECV)) {
+	if (ours(qp) && wr->num_sge && fails(POST_RECV)) {
 		*bad = wr;
 		return -ENOMEM;
 	}
@@ -209,6 +223,98 @@ static int set_event(const char *val, const struct kernel_param *kp)
 static const struct kernel_param_ops event_ops = { .set = set_event };
 module_param_cb(event, &event_ops, NULL, 0200);
 
+/* --- completions of Sends */
+
+static struct ib_cq *held;
+
+static int poll_cq(struct ib_cq *cq, int count, struct ib_wc *wc)
+{
+	return cq == READ_ONCE(held) ? 0 : old.poll_cq(cq, count, wc);
+}
+
+static int req_notify_cq(struct ib_cq *cq, enum ib_cq_notify_flags flags)
+{
+	int ret = old.req_notify_cq(cq, flags);
+
+	/* There is more, but not for now. */
+	return cq == READ_ONCE(held) ? 0 : ret;
+}
+
+static int hold(bool on)
+{
+	struct ib_cq *cq = READ_ONCE(held);
+
+	if (on && !newest)
+		return -ENOENT;
+	WRITE_ONCE(held, on ? newest->send_cq : NULL);
+	if (cq && !on)
+		cq->comp_handler(cq, cq->cq_context);
+	return 0;
+}
+
+static int set_hold(const char *val, const struct kernel_param *kp)
+{
+	bool on;
+	int ret = kstrtobool(val, &on);
+
+	return ret ? ret : hold(on);
+}
+
+static const struct kernel_param_ops hold_ops = { .set = set_hold };
+module_param_cb(hold, &hold_ops, NULL, 0200);
+
+static int late;
+module_param(late, int, 0644);
+
+static noinline void wait_late(struct rpc_xprt *xprt)
+{
+	hold(false);
+	msleep(200);
+	xprt_wait_for_buffer_space(xprt);
+}
+
+static int about_to_wait(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (!xchg(&late, 0))
+		return 0;
+	instruction_pointer_set(regs, (unsigned long)wait_late);
+	return 1;
+}
+
+/* --- events of the connection manager */
+
+static struct {
+	int from, to, status, times;
+} cm;
+
+static int cm_event(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct rdma_cm_event *event = (void *)regs_get_kernel_argument(regs, 1);
+	/* What the connection manager has begins with it. */
+	struct rdma_cm_id *id = (void *)regs_get_kernel_argument(regs, 0);
+	unsigned long handler = (unsigned long)id->event_handler;
+
+	if (cm.times && event->event == cm.from && handler >= text[0] && handler < text[1]) {
+		cm.times--;
+		event->event = cm.to;
+		event->status = cm.status;
+	}
+	return 0;
+}
+
+static int set_cm_event(const char *val, const struct kernel_param *kp)
+{
+	return sscanf(val, "%d %d %d %d", &cm.from, &cm.to, &cm.status, &cm.times) == 4 ? 0 : -EINVAL;
+}
+
+static int get_cm_event(char *buf, const struct kernel_param *kp)
+{
+	return sysfs_emit(buf, "%d\n", cm.times);
+}
+
+static const struct kernel_param_ops cm_event_ops = { .set = set_cm_event, .get = get_cm_event };
+module_param_cb(cm_event, &cm_event_ops, NULL, 0644);
+
 /* --- memory */
 
 static noinline void *nothing(void)
@@ -234,6 +340,14 @@ static int refuse(struct kprobe *probe, struct pt_regs *regs)
 	return 1;
 }
 
+static int refuse_sysctl(struct kprobe *probe, struct pt_regs *regs)
+{
+	if (!fails(SYSCTL))
+		return 0;
+	instruction_pointer_set(regs, (unsigned long)nothing);
+	return 1;
+}
+
 /* Without one, the probe would be a jump, which cannot change where to go on. */
 static void after(struct kprobe *probe, struct pt_regs *regs, unsigned long flags)
 {
@@ -243,6 +357,9 @@ static struct kprobe probes[] = {
 	{ .symbol_name = "rust_helper_krealloc_node_align", .pre_handler = refuse, .post_handler = after },
 	{ .symbol_name = "rust_helper_kvrealloc_node_align", .pre_handler = refuse, .post_handler = after },
 	{ .symbol_name = "rust_helper_alloc_pages", .pre_handler = refuse, .post_handler = after },
+	{ .symbol_name = "register_sysctl_sz", .pre_handler = refuse_sysctl, .post_handler = after },
+	{ .symbol_name = "cma_cm_event_handler", .pre_handler = cm_event, .post_handler = after },
+	{ .symbol_name = "xprt_wait_for_buffer_space", .pre_handler = about_to_wait, .post_handler = after },
 };
 
 /* --- bounce buffers */
@@ -481,12 +598,15 @@ static int add(struct ib_device *device_)
 	dev->ops.alloc_pd = alloc_pd;
 	dev->ops.alloc_mr = alloc_mr;
 	dev->ops.map_mr_sg = map_mr_sg;
+	dev->ops.poll_cq = poll_cq;
+	dev->ops.req_notify_cq = req_notify_cq;
 	return 0;
 }
 
 static void gone(struct ib_device *device_, void *data)
 {
 	newest = NULL;
+	held = NULL;
 	dev->ops = old;
 	dev->attrs = old_attrs;
 	dev->dma_device = NULL;

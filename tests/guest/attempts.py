@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-2.0
+"""How attempts to connect end, by each event of the connection manager and by silence; and that the loss
+of a connection is told once.
+
+tests/shim turns one event into another: soft devices on a link that works do not make all of them.
+"""
+
+import errno
+
+from lib import *
+from shim import *
+
+ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR = range(4)
+CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED = range(6, 10)
+# It is of no interest to somebody who connects.
+IGNORED = 15
+STALE, CONSUMER = 10, 28
+# What would come, what comes, its status, how the attempt ends, how many seconds it takes.
+ENDINGS = {
+    "an error of the address": (ADDR_RESOLVED, ADDR_ERROR, -110, errno.EPROTO, 0),
+    "an error of the route": (ROUTE_RESOLVED, ROUTE_ERROR, -110, errno.ENETUNREACH, 0),
+    "an error of the connection": (ESTABLISHED, CONNECT_ERROR, -110, errno.ENOTCONN, 0),
+    "a server that cannot be reached": (ESTABLISHED, UNREACHABLE, -110, errno.ENETUNREACH, 0),
+    "a server that knows an older connection": (ESTABLISHED, REJECTED, STALE, errno.ENOTCONN, 0),
+    "a server that refuses": (ESTABLISHED, REJECTED, CONSUMER, errno.ECONNREFUSED, 0),
+    "no word of the address": (ADDR_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
+    "no word of the route": (ROUTE_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
+    "no word of the server": (ESTABLISHED, IGNORED, 0, errno.ENETUNREACH, 30),
+}
+
+
+def attempts(events):
+    """(result, seconds) of each attempt."""
+    found = []
+    for e in events:
+        if e.name == "xprtrdma_op_connect":
+            # Asked for; put off by so many jiffies.
+            begun = e.seconds + number(e.text, "delay") / 250
+        elif e.name == "xprtrdma_connect":
+            found.append((number(e.text, "rc"), e.seconds - begun))
+    return found
+
+
+def ends(at, instead, wanted, seconds):
+    before = xprt_stats(at)["connect_count"]
+    with traced(run) as events:
+        shim_set(run, "cm_event", f"'{' '.join(map(str, instead))} 1'")
+        lose()
+        os.statvfs(at)
+    equal(shell(run, f"cat {PARAMETERS}/cm_event").strip(), "0", "events to come")
+    found = attempts(events)
+    say(", ".join(f"{rc} after {took:.2f} s" for rc, took in found))
+    equal([rc for rc, _ in found], [-wanted, 0], "how attempts ended")
+    took = found[0][1]
+    expect(seconds <= took < seconds * 1.2 + 1 * SLOWNESS, f"the first one took {took} s")
+    equal(xprt_stats(at)["connect_count"] - before, 1, "connections that were made")
+
+
+def lost_once(at):
+    """All Receives are flushed, and say that the connection is lost; so does the end of the others."""
+    before = xprt_stats(at)["connect_count"]
+    with traced(run, "sunrpc/xprt_disconnect_force") as events:
+        shim_set(run, "error", 1)
+        wait_for(lambda: xprt_stats(at)["connect_count"] > before or not os.statvfs(at), 20,
+                 "another connection")
+    flushed = [t for t in of(events, "xprtrdma_wc_receive") if "(0/0x0)" not in t]
+    say(f"{len(flushed)} messages were flushed")
+    expect(len(flushed) > 100, "hardly any Receive was flushed")
+    equal(len(of(events, "xprt_disconnect_force")), 1, "how often the loss was told")
+
+
+with shim(run), mounted("3", "noac") as at:
+    for name, (event, *instead, wanted, seconds) in ENDINGS.items():
+        with check(f"an attempt ends by {name}: an error, and another attempt", 240), \
+                nothing_left(run, "what is in use"):
+            ends(at, (event, *instead), wanted, seconds)
+    with check("a connection whose messages are all flushed: its loss is told once"):
+        lost_once(at)
+    with check("nobody has the server's address: an error, soon"):
+        os.makedirs("/mnt/b", exist_ok=True)
+        with traced(run) as events:
+            status, text = run("mount", "-t", "nfs", "-o", options("4.2") + ",retry=0",
+                               f"10.0.0.99:{EXPORT}", "/mnt/b", ok=False, timeout=90)
+        found = attempts(events)
+        say(f"{text.strip()}: {found}")
+        expect(status, "it is mounted")
+        expect(found and all(rc == -errno.EPROTO and took < 6 * SLOWNESS for rc, took in found),
+               "attempts ended otherwise")
+done()
