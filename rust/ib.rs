@@ -38,7 +38,10 @@ mod device;
 mod dma;
 mod domain;
 mod expose;
+#[cfg(CONFIG_KUNIT = "y")]
+mod fake;
 mod inner;
+mod kunit;
 mod limits;
 mod mr;
 mod op;
@@ -50,6 +53,8 @@ mod server;
 mod server_limits;
 mod sq;
 mod srx;
+#[cfg(CONFIG_KUNIT = "y")]
+mod trial;
 mod tx;
 
 pub(crate) use self::{

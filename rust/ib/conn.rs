@@ -220,16 +220,8 @@ impl<P: Protocol> Conn<P> {
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;
         let domain = Domain::new(lease).map_err(transient)?;
         let inner = Inner::new(new(&limits), limits, id.events().clone()).map_err(transient)?;
-        let mut this = Self {
-            tx: TxRing::empty(),
-            inner,
-            pad: None,
-            cqs: None,
-            listening: None,
-            id: Some(id),
-            domain,
-        };
         // From here on `shutdown` undoes what was done.
+        let mut this = Self::new(id, domain, inner);
         let private = this.bring_up(params).map_err(transient)?;
         established(&this.inner.proto, private.as_slice());
         match this.inner.phase.cmpxchg(phase::CONNECTING, phase::UP, Full) {
@@ -239,7 +231,47 @@ impl<P: Protocol> Conn<P> {
         }
     }
 
+    /// A connection of which nothing is there yet.
+    pub(super) fn new(id: cm::Id, domain: Arc<Domain>, inner: Arc<Inner<P>>) -> Self {
+        Self {
+            tx: TxRing::empty(),
+            inner,
+            pad: None,
+            cqs: None,
+            listening: None,
+            id: Some(id),
+            domain,
+        }
+    }
+
     fn bring_up(&mut self, params: &Params<'_>) -> Result<cm::Private> {
+        self.make_queues(params, |id, domain, attr| {
+            // SAFETY: As `make_queues` promises.
+            unsafe { id.create_qp(domain, attr) }
+        })?;
+        let id = self.id.as_ref().ok_or(EINVAL)?;
+        let private = id.connect(
+            params.private,
+            self.inner.limits.responder_resources,
+            params.msecs,
+            params.wanted,
+        )?;
+        self.pad = Some(self.register_pad()?);
+        Ok(private)
+    }
+
+    /// Makes all that has to be there before the peer is asked: queues, rings and regions.
+    ///
+    /// The completion queues that `make_qp` is given outlive the queue pair.
+    pub(super) fn make_queues(
+        &mut self,
+        params: &Params<'_>,
+        make_qp: impl FnOnce(
+            &cm::Id,
+            &Domain,
+            &mut bindings::ib_qp_init_attr,
+        ) -> Result<NonNull<bindings::ib_qp>>,
+    ) -> Result {
         let Self {
             inner,
             domain,
@@ -269,8 +301,8 @@ impl<P: Protocol> Conn<P> {
         inner.queues.0.store(send_cq.id(), Relaxed);
         inner.queues.1.store(recv_cq.id(), Relaxed);
         self.cqs = Some((send_cq, recv_cq));
-        // SAFETY: `shutdown` destroys the queue pair before it drops the queues.
-        let qp = unsafe { id.create_qp(domain, &mut attr) }?;
+        // `shutdown` destroys the queue pair before it drops the queues.
+        let qp = make_qp(id, domain, &mut attr)?;
         // INVARIANT: `shutdown` sets `closed`, and waits for handlers, before it destroys it.
         inner.qp.store(qp.as_ptr(), Release);
         // SAFETY: `shutdown` closes the gate before it destroys the queue pair.
@@ -297,15 +329,7 @@ impl<P: Protocol> Conn<P> {
             batch: limits.regions.max(8),
         });
         inner.refill();
-
-        let private = id.connect(
-            params.private,
-            limits.responder_resources,
-            params.msecs,
-            params.wanted,
-        )?;
-        self.pad = Some(self.register_pad()?);
-        Ok(private)
+        Ok(())
     }
 
     /// Row C87: padding that a server writes must not hit anything.

@@ -325,7 +325,7 @@ unsafe fn name_of<'a>(dev: *const bindings::ib_device) -> &'a CStr {
 /// # Safety
 ///
 /// Called by the RDMA core with a device that is valid until `remove` for it returns.
-unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
+pub(super) unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
     // SAFETY: The device is valid.
     let name = DeviceName::new(unsafe { name_of(dev) });
     let new = || -> Result {
@@ -350,7 +350,7 @@ unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
 /// # Safety
 ///
 /// Called by the RDMA core once for every device that was added, from a context that may sleep.
-unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mut c_void) {
+pub(super) unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mut c_void) {
     let entry = {
         let mut devices = DEVICES.lock();
         let index = devices.iter().position(|entry| entry.dev.as_ptr() == dev);

@@ -254,6 +254,12 @@ impl<P: Protocol> Exposed<P> {
         self.mrs.len()
     }
 
+    /// What keeps the memory, for tests that lose it on purpose.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(super) fn lease(&self) -> &P::Lease {
+        &self.lease
+    }
+
     /// Ends the set when the peer cannot reach any of it.
     pub(crate) fn fenced(self) -> Result<P::Lease, Self> {
         if self.mrs.is_empty() {

@@ -1,0 +1,492 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of connections, on a device that does what the test says ([`super::fake`]): states of
+//! memory regions, fences, credits, the way of completions, and the order of the end.
+
+use kernel::prelude::*;
+
+#[kunit_tests(rpcrdma_ib)]
+mod tests {
+    use super::super::{
+        conn::Lost,
+        device::{
+            self,
+            DeviceLease, //
+        },
+        fake::{
+            Asked,
+            Fake, //
+        },
+        trial::*, //
+    };
+    use crate::rt::{
+        completion::Completion,
+        err,
+        queue, //
+    };
+    use kernel::{
+        prelude::*,
+        sync::{
+            atomic::Relaxed,
+            Arc, //
+        }, //
+    };
+
+    #[test]
+    fn region_of_a_set_that_is_not_sent_is_idle_again() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        let before = idle(&conn);
+        fake.asked()?;
+        let (first, keys) = set(&mut conn, &alive)?;
+        assert_eq!(keys.len(), TWO);
+        assert_eq!(idle(&conn), before - TWO);
+        let lease = first.cancel();
+        assert_eq!(idle(&conn), before);
+        assert_eq!(alive.load(Relaxed), 1);
+        drop(lease);
+        assert_eq!(alive.load(Relaxed), 0);
+        // No key comes twice in a row.
+        let (second, again) = set(&mut conn, &alive)?;
+        assert!(again.iter().all(|key| !keys.contains(key)));
+        assert!(again
+            .iter()
+            .all(|key| keys.iter().any(|old| old >> 8 == key >> 8)));
+        drop(second.cancel());
+        // Nothing of all this has reached the device.
+        assert_eq!(fake.asked()?.len(), 0);
+        assert_eq!(fake.sends(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn regions_are_registered_before_their_message() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        fake.asked()?;
+        let keys = send_set(&mut conn, &seen, &alive)?;
+        let asked = fake.asked()?;
+        assert_eq!(asked.len(), TWO + 1);
+        for key in &keys {
+            let at = asked
+                .iter()
+                .position(|asked| *asked == Asked::Register(*key));
+            assert!(at.is_some_and(|at| at < TWO));
+        }
+        assert!(
+            asked.last() == Some(&Asked::Send(true)) || asked.last() == Some(&Asked::Send(false))
+        );
+        let proof = conn.shutdown();
+        let set = take_set(&seen)?;
+        assert!(set.reclaim(&proof).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn peer_ends_a_set_by_the_keys_of_all_its_regions() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        let before = idle(&conn);
+        let keys = send_set(&mut conn, &seen, &alive)?;
+        let (Some(&first), Some(&second)) = (keys.first(), keys.last()) else {
+            return Err(EINVAL);
+        };
+        // A key of nobody; then one of the two, twice.
+        for key in [0xdead_0000, first, first] {
+            assert!(fake.receive(b"reply", Some(key)));
+        }
+        assert!(seen.lock().remote.as_slice() == [false, true, false]);
+        assert_eq!(idle(&conn), before - 1);
+        let half = match take_set(&seen)?.fenced() {
+            Ok(_) => None,
+            Err(set) => Some(set),
+        };
+        assert!(half.is_some());
+        assert_eq!(alive.load(Relaxed), 1);
+        seen.lock().set = half;
+        assert!(fake.receive(b"reply", Some(second)));
+        assert_eq!(idle(&conn), before);
+        let lease = take_set(&seen)?.fenced();
+        assert!(lease.is_ok());
+        // Whatever is left of it goes without a word to the device.
+        drop(lease);
+        assert_eq!(alive.load(Relaxed), 0);
+        assert_eq!(
+            count(&fake.asked()?, |asked| matches!(
+                asked,
+                Asked::Invalidate(..)
+            )),
+            0
+        );
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn fence_gives_the_lease_when_the_last_invalidation_is_complete() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        let before = idle(&conn);
+        let keys = send_set(&mut conn, &seen, &alive)?;
+        fake.complete(fake.sends(), OK);
+        fake.asked()?;
+        seen.lock().then = Then::Invalidate(42);
+        assert!(fake.receive(b"reply", None));
+        let asked = fake.asked()?;
+        assert_eq!(
+            count(&asked, |asked| matches!(asked, Asked::Invalidate(..))),
+            TWO
+        );
+        // The last one alone is signalled, and each key is named.
+        assert_eq!(
+            count(&asked, |asked| matches!(asked, Asked::Invalidate(_, true))),
+            1
+        );
+        assert!(matches!(asked.last(), Some(Asked::Invalidate(_, true))));
+        for key in &keys {
+            let named = |asked: &Asked| matches!(asked, Asked::Invalidate(of, _) if of == key);
+            assert_eq!(count(&asked, named), 1);
+        }
+        fake.complete(1, OK);
+        assert_eq!(seen.lock().fenced.len(), 0);
+        assert_eq!(idle(&conn), before - TWO);
+        fake.complete(1, OK);
+        assert!(seen.lock().fenced.as_slice() == [(42, Some(TWO))]);
+        assert_eq!(idle(&conn), before);
+        let lease = seen.lock().lease.take();
+        assert!(lease.is_some() && seen.lock().set.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn fence_that_fails_gives_the_set_back_for_the_end_of_its_connection() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let (other_fake, other_seen) = (Fake::new()?, Proto::seen()?);
+        let other = connection(&other_fake, &other_seen)?.shutdown();
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        fake.complete(fake.sends(), OK);
+        seen.lock().then = Then::Invalidate(1);
+        assert!(fake.receive(b"reply", None));
+        fake.complete(TWO, FAILED);
+        assert!(seen.lock().fenced.as_slice() == [(1, None)]);
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletionError(FAILED)));
+        let proof = conn.shutdown();
+        // Another connection's end says nothing.
+        let set = match take_set(&seen)?.reclaim(&other) {
+            Ok(_) => None,
+            Err(set) => Some(set),
+        };
+        assert!(set.is_some());
+        assert_eq!(alive.load(Relaxed), 1);
+        let lease = set.ok_or(ENOENT)?.reclaim(&proof);
+        assert!(lease.is_ok());
+        drop(lease);
+        assert_eq!(alive.load(Relaxed), 0);
+        assert_eq!(seen.lock().lost, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn fence_that_cannot_be_posted_gives_the_set_back() -> Result {
+        // None of the chain is taken, and a part of it.
+        for taken in 0..TWO {
+            let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+            let mut conn = connection(&fake, &seen)?;
+            send_set(&mut conn, &seen, &alive)?;
+            fake.take_only(taken);
+            seen.lock().then = Then::Invalidate(1);
+            assert!(fake.receive(b"reply", None));
+            assert_eq!(seen.lock().refused, 1);
+            assert_eq!(seen.lock().fenced.len(), 0);
+            assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::PostFailed));
+            assert_eq!(conn.inner.mrs.lock().fences.len(), 0);
+            let proof = conn.shutdown();
+            assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+            assert_eq!(seen.lock().fenced.len(), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn fence_that_the_device_forgets_ends_with_the_connection() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        seen.lock().then = Then::Invalidate(9);
+        assert!(fake.receive(b"reply", None));
+        fake.fail();
+        let proof = conn.shutdown();
+        assert!(seen.lock().fenced.as_slice() == [(9, None)]);
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn waiting_for_a_fence_ends_with_it_or_with_the_connection() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        let before = idle(&conn);
+        send_set(&mut conn, &seen, &alive)?;
+        fake.be_prompt();
+        drop(take_set(&seen)?.invalidate_sync());
+        assert_eq!(alive.load(Relaxed), 0);
+        assert_eq!(idle(&conn), before);
+        // Nothing is posted when the connection has ended.
+        send_set(&mut conn, &seen, &alive)?;
+        let proof = conn.shutdown();
+        fake.asked()?;
+        drop(take_set(&seen)?.invalidate_sync());
+        assert_eq!(alive.load(Relaxed), 0);
+        let asked = fake.asked()?;
+        assert_eq!(asked.len(), TWO);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), TWO);
+        drop(proof);
+        Ok(())
+    }
+
+    #[test]
+    fn set_that_is_dropped_keeps_its_memory_until_the_end() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        fake.asked()?;
+        let set = take_set(&seen)?;
+        let buf = set.lease().buf.clone();
+        drop(set);
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::InvalidateFailed));
+        assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::DeregMr), 0);
+        assert_eq!(conn.inner.mrs.lock().orphans.len(), TWO);
+        drop(conn);
+        assert!(count(&fake.asked()?, |asked| *asked == Asked::DeregMr) > TWO);
+        // Never given back, rather than used twice.
+        assert_eq!(alive.load(Relaxed), 1);
+        // SAFETY: The references of the lease, which nobody has any more.
+        unsafe {
+            drop(Arc::from_raw(Arc::as_ptr(&buf)));
+            drop(Arc::from_raw(Arc::as_ptr(&alive)));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn receives_for_all_credits_are_posted_and_posted_again() -> Result {
+        let (fake, seen) = (Fake::new()?, Proto::seen()?);
+        let conn = connection(&fake, &seen)?;
+        let (all, batch) = (
+            conn.inner.limits.rx_count as usize,
+            conn.inner.limits.rx_batch as usize,
+        );
+        assert!(all >= REQUESTS as usize + 2 && batch > 1);
+        assert_eq!(fake.receives(), all);
+        for n in 1..=50 {
+            assert!(fake.receive(b"message", None));
+            assert_eq!(seen.lock().messages, n);
+            // No more than a batch is missing, ever.
+            assert!(fake.receives() + batch > all);
+        }
+        // What is kept is not the device's, and comes back.
+        seen.lock().then = Then::Keep;
+        for _ in 0..REQUESTS {
+            assert!(fake.receive(b"kept", None));
+        }
+        let missing = all - fake.receives();
+        assert!(missing >= REQUESTS as usize && missing < REQUESTS as usize + batch);
+        let kept = core::mem::replace(&mut seen.lock().kept, KVec::new());
+        assert!(kept.iter().all(|msg| msg.bytes() == b"kept"));
+        drop(kept);
+        seen.lock().then = Then::Drop;
+        assert!(fake.receive(b"message", None));
+        assert!(fake.receives() + batch > all);
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn receive_that_fails_ends_the_connection_once() -> Result {
+        let (fake, seen) = (Fake::new()?, Proto::seen()?);
+        let conn = connection(&fake, &seen)?;
+        fake.take_only(0);
+        let batch = conn.inner.limits.rx_batch as usize;
+        for _ in 0..batch + 1 {
+            assert!(fake.receive(b"message", None));
+        }
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::PostFailed));
+        drop(conn);
+        assert_eq!(seen.lock().messages, batch + 1);
+        assert_eq!(seen.lock().lost, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn sends_make_room_when_a_later_one_is_complete() -> Result {
+        let (fake, seen) = (Fake::new()?, Proto::seen()?);
+        let mut conn = connection(&fake, &seen)?;
+        let all = conn.inner.limits.tx_count as usize;
+        for round in 0..5 {
+            let mut sent = 0;
+            fake.asked()?;
+            while let Some(tx) = conn.reserve() {
+                tx.send(16)?;
+                sent += 1;
+                assert!(sent <= all);
+            }
+            assert!(round > 0 || sent == all);
+            let asked = fake.asked()?;
+            let last = asked.iter().rposition(|asked| *asked == Asked::Send(true));
+            let Some(last) = last else {
+                return Err(EINVAL);
+            };
+            // Those after the last signalled one have to wait for the next.
+            let told = seen.lock().writable;
+            let rest = sent - last - 1;
+            fake.complete(fake.sends() - rest, OK);
+            assert!(seen.lock().writable > told);
+            assert!(conn.has_room());
+        }
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn room_that_came_before_somebody_waits_is_told() -> Result {
+        let (fake, seen) = (Fake::new()?, Proto::seen()?);
+        let mut conn = connection(&fake, &seen)?;
+        while let Some(tx) = conn.reserve() {
+            tx.send(16)?;
+        }
+        conn.recheck_room();
+        assert_eq!(seen.lock().writable, 0);
+        // The completions come between the look for room and the wait for more.
+        fake.complete(fake.sends(), OK);
+        let told = seen.lock().writable;
+        conn.recheck_room();
+        assert_eq!(seen.lock().writable, told + 1);
+        Ok(())
+    }
+
+    #[test]
+    fn regions_that_came_before_somebody_waits_are_told() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        fake.be_prompt();
+        let mut sets = KVec::with_capacity(8, GFP_KERNEL)?;
+        while idle(&conn) > 0 {
+            send_set(&mut conn, &seen, &alive)?;
+            sets.push(take_set(&seen)?, GFP_KERNEL)?;
+        }
+        // Nothing is found.
+        assert!(send_set(&mut conn, &seen, &alive).is_err());
+        let Some(first) = sets.pop() else {
+            return Err(EINVAL);
+        };
+        drop(first.invalidate_sync());
+        assert_eq!(idle(&conn), TWO);
+        let told = seen.lock().writable;
+        conn.region_shortage();
+        assert_eq!(seen.lock().writable, told + 1);
+        let proof = conn.shutdown();
+        while let Some(set) = sets.pop() {
+            assert!(set.reclaim(&proof).is_ok());
+        }
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn completion_leads_to_its_owner() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        // An unsignalled work request that fails is one nobody owns: it ends the connection, once.
+        send_set(&mut conn, &seen, &alive)?;
+        fake.complete(TWO, FAILED);
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletionError(FAILED)));
+        fake.complete(1, FAILED);
+        assert_eq!(seen.lock().lost, 1);
+        assert_eq!(seen.lock().messages, 0);
+        assert_eq!(seen.lock().fenced.len(), 0);
+        assert_eq!(alive.load(Relaxed), 1);
+        let proof = conn.shutdown();
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn teardown_has_its_order() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        fake.asked()?;
+        let proof = conn.shutdown();
+        let asked = fake.asked()?;
+        let wanted = [
+            Asked::DrainRq,
+            Asked::DrainSq,
+            Asked::DestroyQp,
+            Asked::DestroyCq,
+            Asked::DeregMr,
+        ];
+        assert!(order(&asked)?.as_slice() == wanted);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DestroyCq), 2);
+        assert_eq!(alive.load(Relaxed), 1);
+        // The regions of the set keep the protection domain, and so does the proof.
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        let asked = fake.asked()?;
+        assert_eq!(asked.len(), TWO);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), TWO);
+        drop(proof);
+        assert!(fake.asked()?.as_slice() == [Asked::DeallocPd]);
+        // What was flushed was no news.
+        assert_eq!(seen.lock().lost, 0);
+        assert_eq!(seen.lock().messages, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn teardown_takes_back_what_a_failed_device_keeps() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        fake.fail();
+        let proof = conn.shutdown();
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        drop(proof);
+        // The protection domain is gone, so every buffer of the rings is.
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn removal_of_the_device_waits_for_the_last_region() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        let removed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let raw = fake.as_raw().expose_provenance();
+        let end = removed.clone();
+        queue::module_queue().try_spawn(GFP_KERNEL, move || {
+            let dev = core::ptr::with_exposed_provenance_mut(raw);
+            // SAFETY: The device stays: the test waits for this.
+            unsafe { device::remove(dev, core::ptr::null_mut()) };
+            end.complete_all();
+        })?;
+        for _ in 0..100 {
+            if seen.lock().lost != 0 || removed.wait_msecs(20) {
+                break;
+            }
+        }
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::DeviceRemoved));
+        // Nobody begins to use it now.
+        assert!(DeviceLease::new(fake.as_raw()).err() == Some(err::enetunreach()));
+        let proof = conn.shutdown();
+        assert!(!removed.wait_msecs(100));
+        let lease = take_set(&seen)?.reclaim(&proof);
+        assert!(lease.is_ok() && !removed.wait_msecs(100));
+        drop(proof);
+        removed.wait();
+        assert_eq!(seen.lock().lost, 1);
+        Ok(())
+    }
+}

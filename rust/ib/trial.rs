@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A connection for tests, on a device that does what the test says ([`super::fake`]), of a protocol
+//! that notes what it is told.
+
+use super::{
+    cm,
+    conn::{
+        Conn,
+        Lost,
+        Protocol, //
+    },
+    device::DeviceLease,
+    domain::Domain,
+    expose::{
+        Exposed,
+        Exposing, //
+    },
+    fake::{
+        Asked,
+        Fake,
+        DEPTH, //
+    },
+    inner::{
+        phase,
+        Cx,
+        Inner, //
+    },
+    limits::{
+        Limits,
+        Params, //
+    },
+    mr::Access,
+    rx::RxMsg, //
+};
+use crate::{
+    bindings,
+    rt::{
+        err,
+        kbuf::{
+            KBuf,
+            RawGfp, //
+        },
+        net::SockAddr,
+        pages::{
+            Lease,
+            Region, //
+        }, //
+    },
+};
+use core::{
+    ops::Range,
+    ptr::NonNull, //
+};
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        new_spinlock,
+        Arc,
+        SpinLock, //
+    }, //
+};
+
+pub(super) const OK: u32 = bindings::ib_wc_status_IB_WC_SUCCESS;
+pub(super) const FAILED: u32 = bindings::ib_wc_status_IB_WC_REM_ACCESS_ERR;
+pub(super) const REQUESTS: u32 = 16;
+/// Regions of a set of eight pages.
+pub(super) const TWO: usize = 2;
+
+/// What keeps the pages of a set. The counter says whether it exists.
+pub(super) struct Memory {
+    pub(super) buf: Arc<KBuf>,
+    alive: Arc<Atomic<u32>>,
+}
+
+impl Memory {
+    pub(super) fn new(alive: &Arc<Atomic<u32>>) -> Result<Self> {
+        let buf = KBuf::new(TWO * DEPTH as usize * PAGE_SIZE, RawGfp::KERNEL, -1)?;
+        alive.fetch_add(1, Relaxed);
+        Ok(Self {
+            buf: Arc::new(buf, GFP_KERNEL)?,
+            alive: alive.clone(),
+        })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, Relaxed);
+    }
+}
+
+pub(super) struct Pages<'l> {
+    buf: &'l KBuf,
+    pages: Range<usize>,
+}
+
+impl<'l> Iterator for Pages<'l> {
+    type Item = Region<'l>;
+
+    fn next(&mut self) -> Option<Region<'l>> {
+        let at = self.pages.next()? * PAGE_SIZE;
+        // SAFETY: The page is part of memory from kmalloc, which is aligned to pages by its size.
+        let page = unsafe { bindings::virt_to_page(self.buf.as_ptr().add(at).cast()) };
+        // SAFETY: As above; the lease keeps it.
+        Some(unsafe { Region::new(NonNull::new(page)?, 0, PAGE_SIZE as u32) })
+    }
+}
+
+// SAFETY: The buffer is the value's own.
+unsafe impl Lease for Memory {
+    type Part<'a> = Range<usize>;
+    type Regions<'l> = Pages<'l>;
+
+    fn regions<'l>(&'l self, part: &'l Range<usize>) -> Pages<'l> {
+        Pages {
+            buf: &self.buf,
+            pages: part.start..part.end.min(self.buf.len() / PAGE_SIZE),
+        }
+    }
+}
+
+/// What becomes of a message.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Then {
+    Drop,
+    Keep,
+    /// The set is invalidated, with this number.
+    Invalidate(u32),
+}
+
+pub(super) struct Facts {
+    pub(super) then: Then,
+    pub(super) messages: usize,
+    pub(super) kept: KVec<RxMsg<Proto>>,
+    pub(super) set: Option<Exposed<Proto>>,
+    pub(super) lease: Option<Memory>,
+    /// Numbers of fences, and how many regions they ended.
+    pub(super) fenced: KVec<(u32, Option<usize>)>,
+    /// What the set said of keys that the peer invalidated.
+    pub(super) remote: KVec<bool>,
+    pub(super) refused: usize,
+    pub(super) lost: usize,
+    pub(super) why: Option<Lost>,
+    pub(super) writable: usize,
+}
+
+pub(super) type Seen = Arc<SpinLock<Facts>>;
+
+/// Notes what it is told.
+pub(super) struct Proto(Seen);
+
+impl Proto {
+    pub(super) fn seen() -> Result<Seen> {
+        const ROOM: usize = 64;
+        let kept = KVec::with_capacity(ROOM, GFP_KERNEL)?;
+        let fenced = KVec::with_capacity(ROOM, GFP_KERNEL)?;
+        let remote = KVec::with_capacity(ROOM, GFP_KERNEL)?;
+        Arc::pin_init(
+            new_spinlock!(Facts {
+                then: Then::Drop,
+                messages: 0,
+                kept,
+                set: None,
+                lease: None,
+                fenced,
+                remote,
+                refused: 0,
+                lost: 0,
+                why: None,
+                writable: 0,
+            }),
+            GFP_KERNEL,
+        )
+    }
+}
+
+impl Protocol for Proto {
+    type Lease = Memory;
+    type Pending = u32;
+
+    fn receive(&self, cx: &Cx<'_, Self>, mut msg: RxMsg<Self>) {
+        let (then, mut set) = {
+            let mut facts = self.0.lock();
+            facts.messages += 1;
+            (facts.then, facts.set.take())
+        };
+        if let (Some(set), Some(proof)) = (&mut set, msg.take_invalidated()) {
+            let taken = set.remote_invalidated(proof).is_ok();
+            let _ = self.0.lock().remote.push_within_capacity(taken);
+        }
+        if let Then::Invalidate(number) = then {
+            set = set.and_then(|set| match cx.invalidate(set, number) {
+                Ok(()) => None,
+                Err((set, _)) => {
+                    self.0.lock().refused += 1;
+                    Some(set)
+                }
+            });
+        }
+        let mut facts = self.0.lock();
+        if set.is_some() {
+            facts.set = set;
+        }
+        if then == Then::Keep {
+            let _ = facts.kept.push_within_capacity(msg);
+        }
+    }
+
+    fn fenced(
+        &self,
+        _cx: &Cx<'_, Self>,
+        number: u32,
+        result: Result<(Memory, usize), Exposed<Self>>,
+    ) {
+        let mut facts = self.0.lock();
+        let count = match result {
+            Ok((lease, count)) => {
+                facts.lease = Some(lease);
+                Some(count)
+            }
+            Err(set) => {
+                facts.set = Some(set);
+                None
+            }
+        };
+        let _ = facts.fenced.push_within_capacity((number, count));
+    }
+
+    fn writable(&self) {
+        self.0.lock().writable += 1;
+    }
+
+    fn regions_created(&self, _count: u32) {}
+
+    fn receives_posted(&self, _queue: u32, _count: usize, _ring: u32, _result: Result) {}
+
+    fn lost(&self, why: Lost) {
+        let mut facts = self.0.lock();
+        facts.lost += 1;
+        facts.why = Some(why);
+    }
+}
+
+/// All that [`Conn::connect`] makes, without a peer.
+pub(super) fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
+    let dst = SockAddr::none();
+    let params = Params {
+        net: fake.net(),
+        dst: &dst,
+        requests: REQUESTS,
+        min_requests: 2,
+        extra: 1,
+        tx_bytes: 256,
+        rx_bytes: 256,
+        max_pages: 2 * DEPTH,
+        extra_regions: 0,
+        max_regions: 8,
+        private: &[],
+        msecs: 1000,
+        wanted: &|| true,
+    };
+    let id = cm::Id::new(&params.net, cm::Events::new()?)?;
+    let lease = DeviceLease::new(fake.as_raw())?;
+    let limits = Limits::new(&lease.caps(), lease.name(), &params)?;
+    let domain = Domain::new(lease)?;
+    let inner = Inner::new(Proto(seen.clone()), limits, id.events().clone())?;
+    let mut conn = Conn::new(id, domain, inner);
+    conn.make_queues(&params, |id, domain, attr| {
+        // SAFETY: As `make_queues` promises.
+        unsafe { id.create_qp_unbound(domain, attr) }
+    })?;
+    conn.inner.phase.store(phase::UP, Release);
+    Ok(conn)
+}
+
+/// A set of eight pages, and its keys.
+pub(super) fn set(
+    conn: &mut Conn<Proto>,
+    alive: &Arc<Atomic<u32>>,
+) -> Result<(Exposing<Proto>, KVec<u32>)> {
+    let mut set = Exposing::new(Memory::new(alive)?);
+    let mut keys = KVec::new();
+    let mut tx = conn.reserve().ok_or_else(err::enobufs)?;
+    let (_, regions) = tx.split();
+    set.expose::<Error>(
+        &(0..TWO * DEPTH as usize),
+        Access::Read,
+        7,
+        || regions.take().ok_or(ENOMEM),
+        |named| Ok(keys.push(named.handle.rkey, GFP_KERNEL)?),
+    )?;
+    Ok((set, keys))
+}
+
+/// Sends a message with a set, which the protocol has then. Its keys.
+pub(super) fn send_set(
+    conn: &mut Conn<Proto>,
+    seen: &Seen,
+    alive: &Arc<Atomic<u32>>,
+) -> Result<KVec<u32>> {
+    let (set, keys) = set(conn, alive)?;
+    let tx = conn.reserve().ok_or_else(err::enobufs)?;
+    tx.send_exposing(16, set, |set| seen.lock().set = Some(set))?;
+    Ok(keys)
+}
+
+pub(super) fn counter() -> Result<Arc<Atomic<u32>>> {
+    Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
+}
+
+pub(super) fn idle(conn: &Conn<Proto>) -> usize {
+    conn.inner.mrs.lock().idle.len()
+}
+
+pub(super) fn count(asked: &[Asked], wanted: impl Fn(&Asked) -> bool) -> usize {
+    asked.iter().filter(|asked| wanted(asked)).count()
+}
+
+pub(super) fn take_set(seen: &Seen) -> Result<Exposed<Proto>> {
+    seen.lock().set.take().ok_or(ENOENT)
+}
+
+/// What is asked for at the end, each thing once.
+pub(super) fn order(asked: &[Asked]) -> Result<KVec<Asked>> {
+    let mut order = KVec::new();
+    for &asked in asked {
+        if order.last() != Some(&asked) {
+            order.push(asked, GFP_KERNEL)?;
+        }
+    }
+    Ok(order)
+}
