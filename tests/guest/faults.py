@@ -455,10 +455,10 @@ def bouncing():
     on_server("nfsd-down")
     with check("all is unmapped"):
         for side in sides():
-            # What is left belongs to the connection manager.
+            # What is left belongs to the connection manager: a buffer for each message that it got.
             left = int(shell(side, f"cat {PARAMETERS}/mapped; echo 0 >{PARAMETERS}/bounce"))
             say(f"{left} mappings")
-            expect(left < 16, "there are more mappings than the connection manager has")
+            expect(left < 50, "there are more mappings than the connection manager has")
     on_server("nfsd-up")
 
 

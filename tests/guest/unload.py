@@ -121,8 +121,10 @@ if MODULE == "rpcrdma_rust":
             run("load-transport")
             equal(counts(run, "sysctl"), (2, 1), "tables, and those that were refused")
             equal(sysctls(), ["svc_rdma"], "sysctls")
-            with mounted("4.2") as at:
-                os.listdir(at)
+            # In one guest there is no server now.
+            if NODES > 1:
+                with mounted("4.2") as at:
+                    os.listdir(at)
             wait_for(lambda: use_count() == 0, 20, f"use count 0, it is {use_count()}")
             run("rmmod", MODULE)
             gone("without tunables of the client")
