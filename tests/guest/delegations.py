@@ -7,7 +7,6 @@ The other client is the server guest itself, which mounts its own export by RDMA
 import contextlib
 import glob
 import os
-import sys
 import time
 
 from events import *
@@ -172,47 +171,14 @@ def other_client(vers):
         on_server("umount -f -l /mnt/other")
 
 
-def connected():
-    """Our connections to the server."""
-    return sum(f"[{MODULE}]" in line and "state CONNECT" in line for line in rdma_objects("cm_id"))
-
-
-def idle(vers):
-    """A client that has nothing to do does not even renew its lease, if that is long enough."""
-    with leases() as last:
-        last(3600)
-        with server_folder("d"), mounted(vers) as at, files("d/i", 4), \
-                held(f"{at}/d/i", os.O_RDONLY) as fds:
-            granted(US, "d/i", 4)
-            time.sleep(250)
-            before = xprt_stats(at)["connect_count"]
-            equal(connected(), 1, "connections a moment before")
-            wait_for(lambda: connected() == 0, 90, "the idle connection ended")
-            equal(delegations(US, "d/i") > 2, True, "delegations that outlive the connection")
-            # What they cover is known without the server; something else is not.
-            for fd in fds:
-                equal(os.pread(fd, 100, 0), b"first", "content")
-            equal(connected(), 0, "connections for what is delegated")
-            os.statvfs(at)
-            equal(xprt_stats(at)["connect_count"] - before, 1, "new connections")
-            with other_client(vers):
-                peer("d/i", os.O_WRONLY, "second")
-                came_back(US, "d/i")
-
-
 if NODES == 1:
     with check("delegations"):
         raise Skip("there is no second client in one guest")
 else:
     for vers in ("4.1", "4.2"):
-        if sys.argv[1:] == ["idle"]:
-            break
         with server_folder("d"), mounted(vers) as at, Load(f"{at}/d") as load:
             load.goes_on(60)
             with other_client(vers):
                 tests(vers, at, load)
                 again(vers, at, load)
-    if LONG:
-        with check("v4.2: delegations held for five idle minutes: the connection ends, recalls come later", 600):
-            idle("4.2")
 done()
