@@ -434,7 +434,7 @@ else:
     sessions = (session_of(verbs, args.seed, n, templates) for n in range(1 << 31))
     name = args.seed
 
-with check(f"{args.count} messages from a recording, changed by chance", limit=7000 if LONG else 600):
+with check("messages from a recording, changed by chance", limit=7000 if LONG else 600):
     run_ = Run(verbs, sessions, name)
     total, begun = 0, time.monotonic()
     try:
