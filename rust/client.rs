@@ -32,13 +32,15 @@ use crate::{
     ib::{
         self,
         Conn,
-        Params, //
+        Params,
+        Spare, //
     },
     rt::ratelimit::say,
     sunrpc::{
         BcReply,
         ClientStats,
         ClientTransport,
+        Closing,
         CreateArgs,
         SendError,
         SendLock,
@@ -87,9 +89,13 @@ pub(crate) struct Rdma {
     failure: Atomic<i32>,
 }
 
-/// What the holder of the transport's write lock has: the connection.
+/// What the holder of the transport's write lock has.
 #[derive(Default)]
-pub(crate) struct Locked(Option<Conn<Endpoint>>);
+pub(crate) struct Locked {
+    conn: Option<Conn<Endpoint>>,
+    /// Of the connection before, or of an attempt to connect.
+    spare: Option<Spare>,
+}
 
 impl ClientTransport for Rdma {
     type Slot = Slot;
@@ -121,13 +127,23 @@ impl ClientTransport for Rdma {
         ib::device_news()
     }
 
-    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {
-        let Some(conn) = lock.0.take() else {
+    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>, closing: Closing) {
+        let Some(conn) = lock.conn.take() else {
+            // Nobody has wanted another one for long, or never will.
+            lock.spare = None;
             return;
         };
         conn.proto().report_loss();
         trace::xprtrdma_disconnect(|| (xprt.traced(), 0, 1));
-        let proof = conn.shutdown();
+        // Row X23.
+        let proof = match closing {
+            Closing::Renew => {
+                let (proof, spare) = conn.retire();
+                lock.spare = spare;
+                proof
+            }
+            Closing::Done => conn.shutdown(),
+        };
         xprt.for_each_slot(|slot| slot.sweep(&proof));
     }
 
@@ -137,7 +153,7 @@ impl ClientTransport for Rdma {
         rqst: &mut SendRqst<'_, Self>,
     ) -> Result<(), SendError> {
         rqst.alloc_sparse_pages()?;
-        let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
+        let conn = lock.conn.as_mut().ok_or(SendError::NotConnected)?;
         let shape = Shape::new(conn.proto(), rqst);
         let stats = &xprt.inner().stats;
         let result = marshal::send(xprt, conn, rqst, &shape, stats);
@@ -155,14 +171,14 @@ impl ClientTransport for Rdma {
         lock: &mut SendLock<'_, Self>,
         rqst: &mut BcReply<'_, Self>,
     ) -> Result<(), SendError> {
-        let conn = lock.0.as_mut().ok_or(SendError::NotConnected)?;
+        let conn = lock.conn.as_mut().ok_or(SendError::NotConnected)?;
         trace::xprtrdma_cb_reply(|| (xprt.traced(), rqst.xid()));
         let result = marshal::send_bc_reply(conn, rqst, Self::BC_SLOTS);
         wait_for_room(xprt, lock, result)
     }
 
     fn inject_disconnect(_xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {
-        if let Some(conn) = &lock.0 {
+        if let Some(conn) = &lock.conn {
             conn.inject_disconnect();
         }
     }
@@ -209,6 +225,7 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
             msecs: CONNECT_MSECS,
             wanted: &|| !xprt.is_abandoned(),
         },
+        &mut lock.spare,
         |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
         |endpoint, peer| endpoint.negotiate(send_size, recv_size, PrivateData::decode(peer)),
     )?;
@@ -216,7 +233,7 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
     xprt.inner()
         .inline
         .store(inline.send.min(inline.recv), Relaxed);
-    lock.0 = Some(conn);
+    lock.conn = Some(conn);
     Ok(())
 }
 
@@ -227,7 +244,7 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
     let server = xprt.addr();
     // An attempt in 15 seconds is below the limit of messages, for as long as the server is away.
     let before = xprt.inner().failure.xchg(rc, Relaxed);
-    match (result, &lock.0) {
+    match (result, &lock.conn) {
         (Ok(()), Some(conn)) => {
             let endpoint = conn.proto();
             let inline = endpoint.inline();
@@ -272,7 +289,7 @@ fn wait_for_room(
     lock: &SendLock<'_, Rdma>,
     result: Result<(), SendError>,
 ) -> Result<(), SendError> {
-    if let (Err(SendError::Again), Some(conn)) = (&result, &lock.0) {
+    if let (Err(SendError::Again), Some(conn)) = (&result, &lock.conn) {
         xprt.wait_for_buffer_space();
         if conn.has_room() {
             conn.region_shortage();

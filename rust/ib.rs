@@ -16,7 +16,9 @@
 //! ```text
 //! Conn ──> Qp, Id (cm.rs), TxRing, 2 Cq
 //!   └────> Inner (Arc; what completion handlers see) ──> the protocol's P, pools of RxMsg and Mr
-//! Mr, Pd users ──> Domain (Arc) ──> PD, DeviceLease
+//! Mr, Cq ──> Domain (Arc; the connection, for those who outlive it) ──> Pd
+//! RawMr, DmaBuf ──> Pd (Arc) ──> DeviceLease
+//! Spare ──> RawMr, DmaBuf, Pd of a connection that was lost, for the next one
 //! ```
 //!
 //! Three rules carry the safety of the whole:
@@ -46,11 +48,14 @@ mod limits;
 mod mr;
 mod op;
 mod passive;
+mod pd;
 mod probe;
+mod raw_mr;
 mod rx;
 mod rxmem;
 mod server;
 mod server_limits;
+mod spare;
 mod sq;
 mod srx;
 #[cfg(CONFIG_KUNIT = "y")]
@@ -79,15 +84,15 @@ pub(crate) use self::{
         Limits,
         Params, //
     },
-    mr::{
-        Access,
-        Handle, //
-    },
     op::Reply,
     passive::{
         Doorbell,
         Incoming,
         Listener, //
+    },
+    raw_mr::{
+        Access,
+        Handle, //
     },
     rx::RxMsg,
     server::{
@@ -96,6 +101,7 @@ pub(crate) use self::{
         Service, //
     },
     server_limits::ServerParams,
+    spare::Spare,
     srx::Message,
     tx::Regions, //
 };

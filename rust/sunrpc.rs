@@ -114,6 +114,15 @@ pub(crate) enum SendError {
     BadSlot,
 }
 
+/// Why a connection is torn down.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closing {
+    /// It was lost or is of no use any more: there will be another one.
+    Renew,
+    /// Nobody needs one: it is idle, or the transport goes.
+    Done,
+}
+
 /// A kind of transport.
 pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
     /// The transport's part of a slot.
@@ -136,8 +145,7 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
 
     /// Connects, and waits for the outcome. Runs in the module's work queue.
     ///
-    /// After an error [`Self::disconnect`] is called, and the error is passed to the RPCs that wait
-    /// (rows C105, C109).
+    /// An error leaves nothing to disconnect, and is passed to the RPCs that wait (rows C105, C109).
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result;
 
     /// A number that changes when an attempt to connect that failed before may succeed. Must not
@@ -146,7 +154,10 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
 
     /// Tears the connection down if there is one. After it has returned no handler of the
     /// connection runs. May sleep, in the context of memory reclaim too.
-    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>);
+    ///
+    /// Without a connection it is called when nobody has asked for one for some minutes, and when the
+    /// transport goes.
+    fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>, closing: Closing);
 
     /// Sends a call. The transport was connected a moment ago, and the call has a credit.
     ///

@@ -21,12 +21,22 @@ use super::{
         Params, //
     },
     mr::{
-        Access,
-        Handle,
         MrCtx,
         Refill, //
     },
-    rx::RxMsg,
+    pd::Pd,
+    raw_mr::{
+        Access,
+        Handle, //
+    },
+    rx::{
+        RxBuf,
+        RxMsg, //
+    },
+    spare::{
+        Parts,
+        Spare, //
+    },
     tx::TxRing, //
 };
 use crate::{
@@ -188,7 +198,7 @@ pub(crate) struct Conn<P: Protocol> {
     cqs: Option<(Cq, Cq)>,
     listening: Option<Listening>,
     id: Option<cm::Id>,
-    domain: Arc<Domain>,
+    pub(super) domain: Arc<Domain>,
 }
 
 impl<P: Protocol> Conn<P> {
@@ -198,9 +208,12 @@ impl<P: Protocol> Conn<P> {
     /// private data of the peer is passed to `established`. When this returns, all Receives that
     /// the limits allow for are posted.
     ///
+    /// What is in `spare` is used if it fits; what an attempt leaves that fails is put there.
+    ///
     /// Errors are those of row C109; of what may pass, such as a lack of memory, `ENOBUFS`.
     pub(crate) fn connect(
         params: &Params<'_>,
+        spare: &mut Option<Spare>,
         new: impl FnOnce(&Limits) -> P,
         established: impl FnOnce(&P, &[u8]),
     ) -> Result<Self> {
@@ -218,16 +231,37 @@ impl<P: Protocol> Conn<P> {
         id.resolve_route(params.wanted).map_err(transient)?;
         let lease = DeviceLease::new(id.device())?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;
-        let domain = Domain::new(lease).map_err(transient)?;
-        let inner = Inner::new(new(&limits), limits, id.events().clone()).map_err(transient)?;
-        // From here on `shutdown` undoes what was done.
+        let mut parts = match spare.take().and_then(|spare| spare.open(&lease)) {
+            Some(parts) => parts,
+            None => Parts::new(Pd::new(lease).map_err(transient)?),
+        };
+        let made = Domain::new(parts.pd.clone()).and_then(|domain| {
+            let inner = Inner::new(new(&limits), limits, id.events().clone())?;
+            Ok((domain, inner))
+        });
+        let (domain, inner) = match made {
+            Ok(made) => made,
+            Err(e) => {
+                *spare = Spare::new(parts);
+                return Err(transient(e));
+            }
+        };
         let mut this = Self::new(id, domain, inner);
-        let private = this.bring_up(params).map_err(transient)?;
-        established(&this.inner.proto, private.as_slice());
-        match this.inner.phase.cmpxchg(phase::CONNECTING, phase::UP, Full) {
+        // From here on `tear_down` undoes what was done.
+        let result = this.bring_up(params, &mut parts).map_err(transient);
+        let result = result.and_then(|private| {
+            established(&this.inner.proto, private.as_slice());
+            let up = this.inner.phase.cmpxchg(phase::CONNECTING, phase::UP, Full);
+            // Else it was lost meanwhile, and nobody was told.
+            up.map_err(|_| err::econnaborted())
+        });
+        match result {
             Ok(_) => Ok(this),
-            // It was lost meanwhile, and nobody was told.
-            Err(_) => Err(err::econnaborted()),
+            Err(e) => {
+                this.tear_down(Some(&mut parts));
+                *spare = Spare::new(parts);
+                Err(e)
+            }
         }
     }
 
@@ -244,8 +278,8 @@ impl<P: Protocol> Conn<P> {
         }
     }
 
-    fn bring_up(&mut self, params: &Params<'_>) -> Result<cm::Private> {
-        self.make_queues(params, |id, domain, attr| {
+    fn bring_up(&mut self, params: &Params<'_>, parts: &mut Parts) -> Result<cm::Private> {
+        self.make_queues(params, parts, |id, domain, attr| {
             // SAFETY: As `make_queues` promises.
             unsafe { id.create_qp(domain, attr) }
         })?;
@@ -266,6 +300,7 @@ impl<P: Protocol> Conn<P> {
     pub(super) fn make_queues(
         &mut self,
         params: &Params<'_>,
+        parts: &mut Parts,
         make_qp: impl FnOnce(
             &cm::Id,
             &Domain,
@@ -282,10 +317,10 @@ impl<P: Protocol> Conn<P> {
             return Err(EINVAL);
         };
         let limits = inner.limits;
-        self.listening = Some(domain.lease().listen(inner.clone())?);
+        self.listening = Some(domain.lease().listen(inner.clone(), GFP_KERNEL)?);
         id.events().set_link(inner.clone());
 
-        // SAFETY: `shutdown` drops the queues before `inner`.
+        // SAFETY: `tear_down` drops the queues before `inner`.
         let send_cq = unsafe { Cq::new(domain, Arc::as_ptr(inner), limits.send_wr) }?;
         // SAFETY: As above.
         let recv_cq = unsafe { Cq::new(domain, Arc::as_ptr(inner), limits.recv_wr) }?;
@@ -301,18 +336,18 @@ impl<P: Protocol> Conn<P> {
         inner.queues.0.store(send_cq.id(), Relaxed);
         inner.queues.1.store(recv_cq.id(), Relaxed);
         self.cqs = Some((send_cq, recv_cq));
-        // `shutdown` destroys the queue pair before it drops the queues.
+        // `tear_down` destroys the queue pair before it drops the queues.
         let qp = make_qp(id, domain, &mut attr)?;
-        // INVARIANT: `shutdown` sets `closed`, and waits for handlers, before it destroys it.
+        // INVARIANT: `tear_down` sets `closed`, and waits for handlers, before it destroys it.
         inner.qp.store(qp.as_ptr(), Release);
-        // SAFETY: `shutdown` closes the gate before it destroys the queue pair.
+        // SAFETY: `tear_down` closes the gate before it destroys the queue pair.
         unsafe { domain.open_gate(qp, inner.clone()) };
 
         // Receives before credits: all of them.
-        inner.fill_rx(domain, limits.rx_count, params.rx_bytes)?;
+        inner.fill_rx(parts, limits.rx_count, params.rx_bytes)?;
         inner.post_free_receives();
 
-        self.tx = TxRing::new::<P>(domain, limits.tx_count, params.tx_bytes)?;
+        self.tx = TxRing::new::<P>(parts, limits.tx_count, params.tx_bytes)?;
         // CAST: Hundreds.
         let fences = KVec::with_capacity(limits.requests as usize, GFP_KERNEL)?;
         inner.mrs.lock().fences = fences;
@@ -328,14 +363,18 @@ impl<P: Protocol> Conn<P> {
                 .saturating_add(1),
             batch: limits.regions.max(8),
         });
-        inner.refill();
+        // One is for padding.
+        if inner.adopt(parts) <= limits.regions {
+            inner.refill();
+        }
         Ok(())
     }
 
     /// Row C87: padding that a server writes must not hit anything.
     fn register_pad(&self) -> Result<Pad<P>> {
-        let mut mr = self.inner.take_mr().ok_or_else(err::enotconn)?;
+        // Should something fail, the region goes before its memory.
         let mem = KBuf::new(4, RawGfp::NOIO, -1)?;
+        let mut mr = self.inner.take_mr().ok_or_else(err::enotconn)?;
         let virt = mem.as_ptr();
         // SAFETY: The memory is kmalloc'ed.
         let page = unsafe { bindings::virt_to_page(virt.cast()) };
@@ -343,12 +382,7 @@ impl<P: Protocol> Conn<P> {
         let offset = (virt.addr() & PAGE_SIZE.wrapping_sub(1)) as u32;
         // SAFETY: The memory is part of that page, and `Pad` keeps it longer than the region.
         let region = unsafe { Region::new(NonNull::new(page).ok_or(EINVAL)?, offset, 4) };
-        let handle = mr.map(
-            &mut core::iter::once(region).peekable(),
-            Access::Write,
-            0,
-            self.inner.limits.sg_gaps,
-        )?;
+        let handle = mr.map(&mut core::iter::once(region).peekable(), Access::Write, 0)?;
         self.inner.pad_key.populate(handle.rkey);
         // SAFETY: A registration of a mapped region, which stays until the queue pair is gone.
         unsafe { self.inner.post_send(&raw const mr.reg.wr) }?;
@@ -409,12 +443,20 @@ impl<P: Protocol> Conn<P> {
     /// Ends the connection and releases all its resources but those that sets of exposed memory
     /// still have: give these the proof. Sleeps, in no case longer than the device takes to flush.
     pub(crate) fn shutdown(mut self) -> Quiesced {
-        self.tear_down();
+        self.tear_down(None);
         Quiesced(self.domain.clone())
     }
 
-    /// Idempotent.
-    fn tear_down(&mut self) {
+    /// As [`Self::shutdown`], but what the next connection can use stays, except where memory for
+    /// that is missing or the device is being removed. Sleeps.
+    pub(crate) fn retire(mut self) -> (Quiesced, Option<Spare>) {
+        let mut parts = Parts::new(self.domain.pd().clone());
+        self.tear_down(Some(&mut parts));
+        (Quiesced(self.domain.clone()), Spare::new(parts))
+    }
+
+    /// Leaves what can be used again in `parts`. Idempotent.
+    fn tear_down(&mut self, parts: Option<&mut Parts>) {
         let Some(id) = self.id.take() else {
             return;
         };
@@ -452,26 +494,39 @@ impl<P: Protocol> Conn<P> {
         *self.inner.refill.lock() = None;
         self.domain.set_quiesced();
 
-        self.tx = TxRing::empty();
+        let tx = core::mem::replace(&mut self.tx, TxRing::empty());
         self.pad = None;
-        let unused = {
+        let mut rx = {
             let mut pool = self.inner.rx.lock();
             pool.closed = true;
             pool.free.take()
         };
-        drop(unused);
-        let unused = {
+        let (mut idle, orphans) = {
             let mut pool = self.inner.mrs.lock();
             pool.closed = true;
             (pool.idle.take(), pool.orphans.take())
         };
-        drop(unused);
+        drop(orphans);
+        if let Some(parts) = parts {
+            // Regions in the pool are idle, and these buffers nobody's.
+            parts.keep(
+                (
+                    idle.len(),
+                    core::iter::from_fn(|| idle.pop().map(MrCtx::into_raw)),
+                ),
+                (
+                    rx.len(),
+                    core::iter::from_fn(|| rx.pop().map(RxBuf::into_buf)),
+                ),
+                (tx.len(), tx.into_bufs()),
+            );
+        }
         drop(id);
     }
 }
 
 impl<P: Protocol> Drop for Conn<P> {
     fn drop(&mut self) {
-        self.tear_down();
+        self.tear_down(None);
     }
 }

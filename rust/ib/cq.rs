@@ -283,12 +283,13 @@ impl Drop for Cq {
             // The device could not destroy the queue pair, and the RDMA core would not free this
             // queue. It is leaked, and deaf: no handler follows its context any more.
             pr_err!("a completion queue is leaked: its queue pair was not destroyed\n");
+            self._domain.pd().taint();
             // SAFETY: As in `flush`. The item belongs to a queue of the RDMA core.
             unsafe { bindings::disable_work_sync(self.work()) };
             return;
         }
         // SAFETY: By the type invariant. The queue pair that used this queue was destroyed before
-        // (`Conn::shutdown`). Cancels the work item and waits for it.
+        // (`tear_down`). Cancels the work item and waits for it.
         unsafe { bindings::ib_free_cq(raw) };
     }
 }

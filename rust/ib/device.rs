@@ -21,6 +21,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
+    alloc::Flags,
     error::to_result,
     fmt,
     prelude::*,
@@ -203,13 +204,13 @@ impl DeviceLease {
     }
 
     /// Asks to be told when the device goes. Sleeps.
-    pub(super) fn listen(&self, link: Arc<dyn Link>) -> Result<Listening> {
+    pub(super) fn listen(&self, link: Arc<dyn Link>, gfp: Flags) -> Result<Listening> {
         let id = NEXT_LISTENER.fetch_add(1, Relaxed);
         let mut state = self.entry.state.lock();
         if state.removing {
             return Err(err::enetunreach());
         }
-        state.listeners.push((id, link), GFP_KERNEL)?;
+        state.listeners.push((id, link), gfp)?;
         // CAST: To tell them apart, the lower half will do.
         trace::rpcrdma_client_register(|| (self.name(), trace::Callback, id as u32));
         Ok(Listening {
@@ -364,7 +365,7 @@ pub(super) unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mu
         if !state.listeners.is_empty() {
             say!(
                 pr_notice,
-                "device {} is being removed, closing its {} connections\n",
+                "device {} is being removed, {} connections have to let go of it\n",
                 entry.name,
                 state.listeners.len()
             );

@@ -2,7 +2,7 @@
 
 //! Message buffers that stay mapped for a device.
 
-use super::domain::Domain;
+use super::pd::Pd;
 use crate::{
     bindings,
     rt::{
@@ -45,19 +45,19 @@ impl Direction {
 ///
 /// # Invariants
 ///
-/// `addr` is a mapping of the whole of `buf` for the domain's device, in direction `dir`.
+/// `addr` is a mapping of the whole of `buf` for the device of `pd`, in direction `dir`.
 pub(super) struct DmaBuf {
     buf: KBuf,
     addr: u64,
     dir: Direction,
-    domain: Arc<Domain>,
+    pd: Arc<Pd>,
 }
 
 impl DmaBuf {
     /// Allocates `size` bytes near the device and maps them. Sleeps.
-    pub(super) fn new(domain: &Arc<Domain>, size: usize, dir: Direction) -> Result<Self> {
-        let buf = KBuf::new(size, RawGfp::NOIO, domain.lease().node())?;
-        let dev = domain.lease().as_raw();
+    pub(super) fn new(pd: &Arc<Pd>, size: usize, dir: Direction) -> Result<Self> {
+        let buf = KBuf::new(size, RawGfp::NOIO, pd.lease().node())?;
+        let dev = pd.lease().as_raw();
         // SAFETY: The lease keeps the device; the memory is kmalloc'ed and `size` bytes long.
         let addr = unsafe {
             bindings::ib_dma_map_single(dev, buf.as_mut_ptr().cast(), size, dir.as_raw())
@@ -74,7 +74,7 @@ impl DmaBuf {
             buf,
             addr,
             dir,
-            domain: domain.clone(),
+            pd: pd.clone(),
         })
     }
 
@@ -83,7 +83,7 @@ impl DmaBuf {
         bindings::ib_sge {
             addr: self.addr,
             length: len,
-            lkey: self.domain.lkey(),
+            lkey: self.pd.lkey(),
         }
     }
 
@@ -107,7 +107,7 @@ impl DmaBuf {
         // SAFETY: By the type invariant; the length is within the mapping.
         unsafe {
             bindings::ib_dma_sync_single_for_cpu(
-                self.domain.lease().as_raw(),
+                self.pd.lease().as_raw(),
                 self.addr,
                 len.min(self.buf.len()),
                 self.dir.as_raw(),
@@ -120,7 +120,7 @@ impl DmaBuf {
         // SAFETY: By the type invariant; the length is within the mapping.
         unsafe {
             bindings::ib_dma_sync_single_for_device(
-                self.domain.lease().as_raw(),
+                self.pd.lease().as_raw(),
                 self.addr,
                 len.min(self.buf.len()),
                 self.dir.as_raw(),
@@ -134,10 +134,10 @@ impl Drop for DmaBuf {
         // CAST: As in `new`.
         MESSAGE_BYTES.sub(self.buf.len() as u64);
         // SAFETY: By the type invariant, and with the parameters of the mapping. The lease in the
-        // domain still keeps the device.
+        // protection domain still keeps the device.
         unsafe {
             bindings::ib_dma_unmap_single(
-                self.domain.lease().as_raw(),
+                self.pd.lease().as_raw(),
                 self.addr,
                 self.buf.len(),
                 self.dir.as_raw(),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! What all users of one connection's hardware resources share: the protection domain, the device
-//! lease, and the gate for those who post without the connection's own serialisation.
+//! What all users of one connection's hardware resources share: the protection domain, and the gate for
+//! those who post without the connection's own serialisation.
 
 use super::{
     conn::Lost,
@@ -9,6 +9,7 @@ use super::{
         DeviceLease,
         Link, //
     },
+    pd::Pd, //
 };
 use crate::{
     bindings,
@@ -16,7 +17,6 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
-    error::from_err_ptr,
     prelude::*,
     sync::{
         new_mutex,
@@ -36,18 +36,16 @@ pub(super) struct Gate {
 // SAFETY: Queue pairs may be used from any thread.
 unsafe impl Send for Gate {}
 
-/// A protection domain with the lease on its device.
+/// One connection's use of a protection domain.
 ///
-/// Every mapping and every memory region holds an `Arc` of it, so it goes last. Dropping it sleeps.
+/// Every completion queue and every memory region of a connection holds an `Arc` of it. Dropping it
+/// may sleep.
 ///
 /// # Invariants
 ///
-/// `pd` is a protection domain of the lease's device. The queue pair in an open gate is valid as
-/// long as the gate's lock is held.
+/// The queue pair in an open gate is valid as long as the gate's lock is held.
 #[pin_data(PinnedDrop)]
 pub(super) struct Domain {
-    pd: NonNull<bindings::ib_pd>,
-    lkey: u32,
     #[pin]
     gate: Mutex<Option<Gate>>,
     /// Held by whoever waits for what was posted through the gate: there is room for one.
@@ -56,51 +54,42 @@ pub(super) struct Domain {
     /// The queue pair and the completion queues are gone.
     #[pin]
     quiesced: Completion,
-    lease: DeviceLease,
+    pd: Arc<Pd>,
 }
 
-// SAFETY: Protection domains may be used from any thread; the rest is `Send`.
-unsafe impl Send for Domain {}
-
-// SAFETY: As above, and the rest is `Sync`.
-unsafe impl Sync for Domain {}
-
 impl Domain {
-    /// Allocates a protection domain. Sleeps.
-    pub(super) fn new(lease: DeviceLease) -> Result<Arc<Self>> {
-        // Memory first, so that nothing can fail once there is a protection domain.
-        let this = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
-        // SAFETY: The lease keeps the device. The name lives for ever.
-        let pd = from_err_ptr(unsafe {
-            bindings::__ib_alloc_pd(lease.as_raw(), 0, super::conn::OWNER.as_char_ptr())
-        })?;
-        let pd = NonNull::new(pd).ok_or(ENOMEM)?;
-        // INVARIANT: Just allocated, for the lease's device; the gate is closed.
-        let Ok(this) = this.pin_init_with::<core::convert::Infallible>(pin_init!(Self {
-            pd,
-            // SAFETY: Just allocated.
-            lkey: unsafe { (*pd.as_ptr()).local_dma_lkey },
+    /// For a new connection.
+    pub(super) fn new(pd: Arc<Pd>) -> Result<Arc<Self>> {
+        let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        pd.enter();
+        // INVARIANT: The gate is closed.
+        let Ok(this) = memory.pin_init_with::<core::convert::Infallible>(pin_init!(Self {
             gate <- new_mutex!(None),
             turn <- new_mutex!(()),
             quiesced <- Completion::new(),
-            lease,
+            pd,
         }));
         Ok(this.into())
     }
 
+    /// The protection domain.
+    pub(super) fn pd(&self) -> &Arc<Pd> {
+        &self.pd
+    }
+
     /// The protection domain as C knows it.
     pub(super) fn as_raw(&self) -> *mut bindings::ib_pd {
-        self.pd.as_ptr()
+        self.pd.as_raw()
     }
 
     /// The key of all memory that is mapped for the device.
     pub(super) fn lkey(&self) -> u32 {
-        self.lkey
+        self.pd.lkey()
     }
 
     /// The lease on the device.
     pub(super) fn lease(&self) -> &DeviceLease {
-        &self.lease
+        self.pd.lease()
     }
 
     /// Opens the gate.
@@ -155,7 +144,7 @@ impl Domain {
         }
     }
 
-    /// The queue pair and both completion queues are gone: `Conn::shutdown` alone calls this.
+    /// The queue pair and both completion queues are gone: whoever tears the connection down calls this.
     pub(super) fn set_quiesced(&self) {
         self.quiesced.complete_all();
     }
@@ -174,8 +163,6 @@ impl Domain {
 #[pinned_drop]
 impl PinnedDrop for Domain {
     fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Whoever uses the protection domain holds an `Arc` of this, so there is no user.
-        // The lease, a field, is dropped after this.
-        unsafe { bindings::ib_dealloc_pd_user(self.pd.as_ptr(), core::ptr::null_mut()) };
+        self.pd.leave();
     }
 }

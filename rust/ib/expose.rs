@@ -28,10 +28,12 @@ use super::{
         Inner, //
     },
     mr::{
-        Access,
-        Handle,
         Mr,
         MrCtx, //
+    },
+    raw_mr::{
+        Access,
+        Handle, //
     },
     rx::RemoteInvalidated, //
 };
@@ -190,9 +192,8 @@ fn add<'a, P: Protocol>(
     tag: u32,
 ) -> Result<Handle> {
     let mut mr = mr.0;
-    let gaps = mr.inner.limits().sg_gaps;
     let mapped = if are_of(mrs, &mr.inner) {
-        mr.map(regions, access, tag, gaps)
+        mr.map(regions, access, tag)
     } else {
         Err(EINVAL)
     };
@@ -429,7 +430,10 @@ pub(super) fn not_invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_,
 /// The last `LOCAL_INV` of a set completed.
 pub(super) fn invalidated<P: Protocol>(mut last: KBox<MrCtx<P>>, cx: &Cx<'_, P>, wc: Wc<'_>) {
     let Some(stash) = last.stash.take() else {
-        cx.inner().put_mr(last);
+        // That does not happen: whose memory is it?
+        let mut unknown = Stack::new();
+        unknown.push(last);
+        cx.inner().orphan(unknown);
         return;
     };
     let (set, pending) = unstash(last, stash);

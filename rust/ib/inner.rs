@@ -21,7 +21,12 @@ use super::{
         MrCtx,
         Refill, //
     },
-    rx, //
+    raw_mr::{
+        RawMr,
+        GFP_NOWAIT_QUIET, //
+    },
+    rx,
+    spare::Parts, //
 };
 use crate::{
     bindings,
@@ -327,6 +332,27 @@ impl<P: Protocol> Inner<P> {
         self.lost(Lost::InvalidateFailed);
     }
 
+    /// Takes over regions of an earlier connection, and tells how many there are. Sleeps.
+    pub(super) fn adopt(self: &Arc<Self>, parts: &mut Parts) -> u32 {
+        let mut refill = self.refill.lock();
+        let Some(refill) = &mut *refill else {
+            return 0;
+        };
+        while refill.total < refill.max {
+            let Some(raw) = parts.region(refill.depth, refill.gaps) else {
+                break;
+            };
+            let Ok(mr) = MrCtx::new(self, &refill.domain, raw, GFP_KERNEL) else {
+                break;
+            };
+            self.put_mr(mr);
+            refill.total = refill.total.wrapping_add(1);
+        }
+        // There are never more than a connection may have.
+        parts.regions = KVVec::new();
+        refill.total
+    }
+
     /// Makes more regions, and tells how many. Sleeps.
     pub(super) fn refill(self: &Arc<Self>) -> u32 {
         let mut refill = self.refill.lock();
@@ -335,7 +361,10 @@ impl<P: Protocol> Inner<P> {
         };
         let mut made = 0u32;
         while made < refill.batch && refill.total < refill.max {
-            let Ok(mr) = MrCtx::new(self, &refill.domain, refill.depth, refill.gaps) else {
+            let domain = &refill.domain;
+            let Ok(mr) = RawMr::new(domain.pd(), refill.depth, refill.gaps)
+                .and_then(|raw| MrCtx::new(self, domain, raw, GFP_NOWAIT_QUIET))
+            else {
                 break;
             };
             self.put_mr(mr);

@@ -489,4 +489,73 @@ mod tests {
         assert_eq!(seen.lock().lost, 1);
         Ok(())
     }
+
+    #[test]
+    fn next_connection_has_what_the_last_one_left() -> Result {
+        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
+        let conn = connection(&fake, &seen)?;
+        let before = idle(&conn);
+        let (proof, spare) = conn.retire();
+        drop(proof);
+        assert!(spare.is_some());
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), 0);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 0);
+        let conn = next_connection(&fake, &seen, spare)?;
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::AllocPd), 0);
+        let new = count(&asked, |asked| *asked == Asked::AllocMr);
+        assert_eq!(idle(&conn), before + new);
+        drop(conn.shutdown());
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_left_to_the_next_while_a_region_of_the_last_is_out() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        let mut conn = connection(&fake, &seen)?;
+        send_set(&mut conn, &seen, &alive)?;
+        let (proof, spare) = conn.retire();
+        let set = take_set(&seen)?;
+        fake.asked()?;
+        // The peer could reach that set once.
+        let next = next_connection(&fake, &seen, spare)?;
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::AllocPd), 1);
+        assert!(set.reclaim(&proof).is_ok());
+        drop(next.shutdown());
+        drop(proof);
+        assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::DeallocPd), 2);
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_left_to_the_next_of_what_the_device_keeps() -> Result {
+        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
+        let conn = connection(&fake, &seen)?;
+        conn.domain.pd().taint();
+        let (proof, spare) = conn.retire();
+        drop(proof);
+        fake.asked()?;
+        let next = next_connection(&fake, &seen, spare)?;
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::AllocPd), 1);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 1);
+        drop(next.shutdown());
+        Ok(())
+    }
+
+    #[test]
+    fn removal_of_the_device_takes_what_was_left() -> Result {
+        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
+        let (proof, spare) = connection(&fake, &seen)?.retire();
+        drop(proof);
+        assert!(spare.is_some());
+        // SAFETY: The device stays, and nobody else uses it.
+        unsafe { device::remove(fake.as_raw(), core::ptr::null_mut()) };
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        drop(spare);
+        Ok(())
+    }
 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Memory regions: one registration of memory for the peer, and the pool they come from.
+//! Memory regions of a connection, and the pool they come from.
 //!
-//! A region that nobody can reach is an [`Mr`]. Mapping memory, and all states in which a peer may
-//! reach it, are the business of [`super::expose`].
+//! A region that nobody can reach is an [`Mr`]. The states in which a peer may reach one are the
+//! business of [`super::expose`]; the region itself is [`super::raw_mr`]'s.
 
 use super::{
     conn::Protocol,
@@ -12,7 +12,6 @@ use super::{
         Cqe,
         Wc, //
     },
-    dma::Direction,
     domain::Domain,
     expose::{
         Stash,
@@ -21,6 +20,11 @@ use super::{
     inner::{
         Cx,
         Inner, //
+    },
+    raw_mr::{
+        Access,
+        Handle,
+        RawMr, //
     }, //
 };
 use crate::{
@@ -36,72 +40,19 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
-    error::from_err_ptr,
-    page::PAGE_SIZE,
+    alloc::Flags,
     prelude::*,
     sync::Arc, //
 };
 
-/// What the peer may do with exposed memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// RDMA Read (DDP read): the peer fetches.
-    Read,
-    /// RDMA Write (DDP write): the peer places.
-    Write,
-}
-
-impl Access {
-    fn direction(self) -> Direction {
-        match self {
-            Self::Read => Direction::ToDevice,
-            Self::Write => Direction::FromDevice,
-        }
-    }
-
-    /// Row W19: never more than the chunk needs.
-    fn as_raw(self) -> c_int {
-        let flags = match self {
-            Self::Read => bindings::ib_access_flags_IB_ACCESS_REMOTE_READ,
-            Self::Write => {
-                bindings::ib_access_flags_IB_ACCESS_REMOTE_WRITE
-                    | bindings::ib_access_flags_IB_ACCESS_LOCAL_WRITE
-            }
-        };
-        // CAST: Low bits.
-        flags as c_int
-    }
-}
-
-/// How the peer names exposed memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Handle {
-    /// The remote key.
-    pub(crate) rkey: u32,
-    /// Bytes.
-    pub(crate) len: u32,
-    /// The address in the region's address space.
-    pub(crate) addr: u64,
-}
-
-/// A registration context: owned by whoever may touch it now.
-///
-/// # Invariants
-///
-/// `mr` is a memory region of `domain`. `mapped` tells whether the first `nents` entries of `sg`
-/// are mapped for the domain's device. Of these entries, those from `held` on own a reference to
-/// their page.
+/// A region with what its work requests need: owned by whoever may touch it now.
 #[repr(C)]
 pub(super) struct MrCtx<P: Protocol> {
     /// Of the `LOCAL_INV` which is the last one of its chain.
     pub(super) cqe: Cqe,
     pub(super) reg: bindings::ib_reg_wr,
     pub(super) inv: bindings::ib_send_wr,
-    mr: NonNull<bindings::ib_mr>,
-    sg: KVVec<bindings::scatterlist>,
-    nents: u32,
-    held: u32,
-    mapped: Option<Direction>,
+    raw: RawMr,
     pub(super) stash: Option<Stash<P>>,
     /// Where the pool's list of fences has this one: see [`Pool::fence`].
     at: usize,
@@ -111,8 +62,7 @@ pub(super) struct MrCtx<P: Protocol> {
     link: Option<KBox<Self>>,
 }
 
-// SAFETY: Memory regions may be used from any thread; pointers in work requests are followed by
-// the queue pair alone. The rest is `Send`.
+// SAFETY: Pointers in work requests are followed by the queue pair alone. The rest is `Send`.
 unsafe impl<P: Protocol> Send for MrCtx<P> {}
 
 impl<P: Protocol> Linked for MrCtx<P> {
@@ -122,40 +72,19 @@ impl<P: Protocol> Linked for MrCtx<P> {
 }
 
 impl<P: Protocol> MrCtx<P> {
-    /// Allocates a region for up to `depth` pages. Sleeps.
+    /// Makes a region part of a connection.
     pub(super) fn new(
         inner: &Arc<Inner<P>>,
         domain: &Arc<Domain>,
-        depth: u32,
-        gaps: bool,
+        raw: RawMr,
+        gfp: Flags,
     ) -> Result<KBox<Self>> {
-        // CAST: At most a few hundred.
-        let mut sg = KVVec::with_capacity(depth as usize, GFP_NOWAIT_QUIET)?;
-        sg.extend_with(depth as usize, pin_init::zeroed(), GFP_NOWAIT_QUIET)?;
-        // SAFETY: There are `depth` entries.
-        unsafe { bindings::sg_init_table(sg.as_mut_ptr(), depth) };
-        let this = KBox::<Self>::new_uninit(GFP_NOWAIT_QUIET)?;
-        let kind = if gaps {
-            bindings::ib_mr_type_IB_MR_TYPE_SG_GAPS
-        } else {
-            bindings::ib_mr_type_IB_MR_TYPE_MEM_REG
-        };
-        // SAFETY: The protection domain is valid as long as the `Arc`.
-        let mr = from_err_ptr(unsafe { bindings::ib_alloc_mr(domain.as_raw(), kind, depth) })
-            .inspect_err(|e| trace::xprtrdma_frwr_alloc(|| (0, e.to_errno())))?;
-        let mr = NonNull::new(mr).ok_or(ENOMEM)?;
-        // INVARIANT: Just allocated, and nothing is mapped.
-        Ok(KBox::write(
-            this,
+        Ok(KBox::new(
             Self {
                 cqe: Cqe::new::<P, Self>(),
                 reg: pin_init::zeroed(),
                 inv: pin_init::zeroed(),
-                mr,
-                sg,
-                nents: 0,
-                held: 0,
-                mapped: None,
+                raw,
                 stash: None,
                 at: 0,
                 sync: core::ptr::null(),
@@ -163,146 +92,38 @@ impl<P: Protocol> MrCtx<P> {
                 inner: inner.clone(),
                 link: None,
             },
-        ))
+            gfp,
+        )?)
+    }
+
+    /// What is left when the connection is gone. The region has to be idle.
+    pub(super) fn into_raw(this: KBox<Self>) -> RawMr {
+        KBox::into_inner(this).raw
     }
 
     /// The key by which the peer reaches the region.
     pub(super) fn rkey(&self) -> u32 {
-        // SAFETY: By the type invariant.
-        unsafe { (*self.mr.as_ptr()).rkey }
+        self.raw.rkey()
     }
 
     /// The region for tracepoints.
     pub(super) fn traced(&self) -> trace::Mr {
-        let mr = self.mr.as_ptr();
-        let unmapped = bindings::dma_data_direction_DMA_NONE;
-        // SAFETY: By the type invariant. The device may write to other fields meanwhile.
-        unsafe {
-            trace::Mr {
-                id: (*mr).res.id,
-                dir: self.mapped.map_or(unmapped, Direction::as_raw),
-                // CAST: At most a few hundred.
-                nents: self.nents as c_int,
-                seg: trace::Segment {
-                    handle: (*mr).rkey,
-                    // CAST: At most a megabyte.
-                    length: (*mr).length as u32,
-                    offset: (*mr).iova,
-                },
-            }
-        }
-    }
-
-    /// What could not be mapped, for tracepoints: region, address, direction.
-    fn culprit(&self, dir: Direction) -> (u32, u64, u32) {
-        // SAFETY: By the type invariant.
-        let id = unsafe { (*self.mr.as_ptr()).res.id };
-        let addr = self.sg.first().map_or(0, |entry| entry.dma_address);
-        (id, addr, dir.as_raw())
+        self.raw.traced()
     }
 
     /// Maps as many of `regions` as fit into one memory region and prepares the work request that
-    /// registers them.
-    ///
-    /// `tag` becomes the upper half of the address (row W16). An error leaves nothing mapped.
+    /// registers them: see [`RawMr::map`].
     pub(super) fn map<'a>(
         &mut self,
         regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
         access: Access,
         tag: u32,
-        gaps: bool,
     ) -> Result<Handle> {
-        let mut nents = 0u32;
-        let mut held = None;
-        let mut end = 0u32;
-        for entry in self.sg.iter_mut() {
-            let fits = |region: &Region<'a>| {
-                let adjoins = page_offset(end) == 0 && page_offset(region.offset()) == 0;
-                // Passing ones come last, or the next memory region takes them.
-                nents == 0 || (gaps || adjoins) && (held.is_none() || region.is_passing())
-            };
-            // Not `next_if`, which has a way to panic.
-            let Some(region) = regions.peek().filter(|region| fits(region)) else {
-                break;
-            };
-            // SAFETY: The entry is one of an initialised table; the region is valid memory.
-            unsafe {
-                bindings::sg_set_page(entry, region.page().as_ptr(), region.len(), region.offset());
-            }
-            if region.is_passing() {
-                // SAFETY: The page is there, and references to it can be taken.
-                unsafe { bindings::get_page(region.page().as_ptr()) };
-                held.get_or_insert(nents);
-            }
-            end = region.end();
-            regions.next();
-            nents = nents.wrapping_add(1);
-        }
-        // INVARIANT: References were taken for these entries.
-        self.nents = nents;
-        self.held = held.unwrap_or(nents);
-        if nents == 0 {
-            return Err(EINVAL);
-        }
-        let dir = access.direction();
-        // SAFETY: The lease keeps the device; `nents` entries were set.
-        let mapped = unsafe {
-            bindings::ib_dma_map_sg(
-                self.domain.lease().as_raw(),
-                self.sg.as_mut_ptr(),
-                // CAST: At most a few hundred.
-                nents as c_int,
-                dir.as_raw(),
-            )
-        };
-        if mapped <= 0 {
-            trace::xprtrdma_frwr_sgerr(|| {
-                let (id, addr, dir) = self.culprit(dir);
-                // CAST: At most a few hundred.
-                (id, addr, dir, nents as c_int)
-            });
-            self.release();
-            return Err(EIO);
-        }
-        // INVARIANT: Just mapped.
-        self.mapped = Some(dir);
-
-        let mr = self.mr.as_ptr();
-        // SAFETY: By the type invariant; the entries are mapped.
-        let pages = unsafe {
-            bindings::ib_map_mr_sg(
-                mr,
-                self.sg.as_mut_ptr(),
-                mapped,
-                core::ptr::null_mut(),
-                // CAST: 4096 or 65536.
-                PAGE_SIZE as c_uint,
-            )
-        };
-        if pages != mapped {
-            trace::xprtrdma_frwr_maperr(|| {
-                let (id, addr, dir) = self.culprit(dir);
-                (id, addr, dir, pages, mapped)
-            });
-            self.unmap();
-            return Err(EIO);
-        }
-        // SAFETY: By the type invariant; nobody else uses the region while `self` is borrowed. The
-        // low byte of the key is ours to choose: a new one, so that an old key does not match
-        // (row W17).
-        let handle = unsafe {
-            (*mr).iova = (*mr).iova & 0xffff_ffff | u64::from(tag) << 32;
-            bindings::ib_update_fast_reg_key(mr, ((*mr).rkey as u8).wrapping_add(1));
-            Handle {
-                rkey: (*mr).rkey,
-                len: (*mr).length as u32,
-                addr: (*mr).iova,
-            }
-        };
+        let handle = self.raw.map(regions, access, tag)?;
         self.reg = pin_init::zeroed();
         self.reg.wr.opcode = bindings::ib_wr_opcode_IB_WR_REG_MR;
         self.reg.wr.__bindgen_anon_1.wr_cqe = self.inner.err_cqe();
-        self.reg.mr = mr;
+        self.reg.mr = self.raw.as_raw();
         self.reg.key = handle.rkey;
         self.reg.access = access.as_raw();
         Ok(handle)
@@ -318,60 +139,7 @@ impl<P: Protocol> MrCtx<P> {
 
     /// Takes the memory back from the device. The peer must have no access any more.
     pub(super) fn unmap(&mut self) {
-        self.trace_unmap();
-        self.take_back();
-    }
-
-    fn trace_unmap(&self) {
-        if self.mapped.is_some() {
-            trace::xprtrdma_mr_unmap(|| (self.traced(),));
-        }
-    }
-
-    /// As [`Self::unmap`], without a look at the region, which may be gone.
-    fn take_back(&mut self) {
-        let Some(dir) = self.mapped.take() else {
-            return;
-        };
-        // SAFETY: By the type invariant, with the parameters of the mapping.
-        unsafe {
-            bindings::ib_dma_unmap_sg(
-                self.domain.lease().as_raw(),
-                self.sg.as_mut_ptr(),
-                // CAST: At most a few hundred.
-                self.nents as c_int,
-                dir.as_raw(),
-            );
-        }
-        self.release();
-    }
-
-    /// Drops the references to pages. No device and no peer can reach them any more.
-    fn release(&mut self) {
-        // CAST: At most a few hundred.
-        let (first, end) = (self.held as usize, self.nents as usize);
-        // INVARIANT: None of the entries is left.
-        self.held = self.nents;
-        for entry in self.sg.get_mut(first..end).unwrap_or(&mut []) {
-            // SAFETY: By the type invariant the entry owns a reference to its page.
-            unsafe { bindings::put_page(bindings::sg_page(entry)) };
-        }
-    }
-}
-
-impl<P: Protocol> Drop for MrCtx<P> {
-    fn drop(&mut self) {
-        // Before there is no region to look at any more.
-        self.trace_unmap();
-        // SAFETY: By the type invariant. No work request that names the region is queued: it is
-        // idle, or the queue pair is gone. This ends any access by the peer, so the memory can be
-        // taken back afterwards.
-        let ret = unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
-        if ret != 0 {
-            // The region is still there.
-            trace::xprtrdma_frwr_dereg(|| (self.traced(), ret));
-        }
-        self.take_back();
+        self.raw.unmap();
     }
 }
 
@@ -383,7 +151,7 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
         // before that; `sync` was set before posting.
         let sync = unsafe { (*this.as_ptr()).sync };
         // SAFETY: As above, and the number does not change.
-        let id = || unsafe { (*(*this.as_ptr()).mr.as_ptr()).res.id };
+        let id = || unsafe { (*this.as_ptr()).raw.id() };
         if let Some(sync) = NonNull::new(sync.cast_mut()) {
             trace::xprtrdma_wc_li_wake(|| (wc.traced(), wc.cid(id())));
             // SAFETY: The waiter does not return before this call or quiescence. It owns the
@@ -501,12 +269,4 @@ pub(super) struct Refill {
     pub(super) max: u32,
     /// Regions to make at a time.
     pub(super) batch: u32,
-}
-
-/// Allocation without reclaim and without a word in the log: callers fall back.
-const GFP_NOWAIT_QUIET: kernel::alloc::Flags = kernel::alloc::flags::GFP_NOWAIT;
-
-fn page_offset(offset: u32) -> u32 {
-    // CAST: A page size fits.
-    offset & (PAGE_SIZE as u32).wrapping_sub(1)
 }

@@ -130,7 +130,7 @@ impl<S: Service> Op<S> {
         let buf = match msg_bytes {
             // CAST: At most 64 KiB.
             Some(bytes) => Some(DmaBuf::new(
-                &conn.domain,
+                conn.domain.pd(),
                 bytes as usize,
                 Direction::ToDevice,
             )?),

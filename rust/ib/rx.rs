@@ -14,12 +14,16 @@ use super::{
         Cqe,
         Wc, //
     },
-    domain::Domain,
+    dma::{
+        Direction,
+        DmaBuf, //
+    },
     inner::{
         Cx,
         Inner, //
     },
-    rxmem::RxMem, //
+    rxmem::RxMem,
+    spare::Parts, //
 };
 use crate::{
     bindings,
@@ -69,17 +73,12 @@ impl<P: Protocol> Linked for RxBuf<P> {
 }
 
 impl<P: Protocol> RxBuf<P> {
-    /// Allocates and maps a buffer of `size` bytes.
-    pub(super) fn new(
-        inner: &Arc<Inner<P>>,
-        domain: &Arc<Domain>,
-        number: u32,
-        size: u32,
-    ) -> Result<KBox<Self>> {
+    /// Makes a buffer part of the ring.
+    fn new(inner: &Arc<Inner<P>>, number: u32, buf: DmaBuf) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
                 cqe: Cqe::new::<P, Self>(),
-                mem: RxMem::new(domain, size)?,
+                mem: RxMem::new(buf),
                 number,
                 invalidated: None,
                 posted: false,
@@ -88,6 +87,11 @@ impl<P: Protocol> RxBuf<P> {
             },
             GFP_KERNEL,
         )?)
+    }
+
+    /// What is left when the ring is gone.
+    pub(super) fn into_buf(this: KBox<Self>) -> DmaBuf {
+        KBox::into_inner(this).mem.into_buf()
     }
 }
 
@@ -206,11 +210,11 @@ impl<P: Protocol> Pool<P> {
 
 impl<P: Protocol> Inner<P> {
     /// Makes the buffers of the ring. Sleeps.
-    pub(super) fn fill_rx(self: &Arc<Self>, domain: &Arc<Domain>, count: u32, size: u32) -> Result {
+    pub(super) fn fill_rx(self: &Arc<Self>, parts: &mut Parts, count: u32, size: u32) -> Result {
         // CAST: Hundreds.
         let mut all = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
         for number in 0..count {
-            let buf = RxBuf::new(self, domain, number, size)?;
+            let buf = RxBuf::new(self, number, parts.buffer(size, Direction::FromDevice)?)?;
             let raw = NonNull::new(KBox::into_raw(buf)).ok_or(ENOMEM)?;
             // SAFETY: Leaked by the line above.
             let buf = unsafe { KBox::from_raw(raw.as_ptr()) };

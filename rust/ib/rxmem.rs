@@ -4,17 +4,9 @@
 //! rings have in common.
 
 use super::{
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
-    domain::Domain, //
+    dma::DmaBuf, //
 };
 use crate::bindings;
-use kernel::{
-    prelude::*,
-    sync::Arc, //
-};
 
 /// Memory for a message.
 pub(super) struct RxMem {
@@ -26,16 +18,20 @@ pub(super) struct RxMem {
 }
 
 impl RxMem {
-    /// Allocates and maps memory for `size` bytes.
-    pub(super) fn new(domain: &Arc<Domain>, size: u32) -> Result<Self> {
-        // CAST: At most 64 KiB.
-        let buf = DmaBuf::new(domain, size as usize, Direction::FromDevice)?;
-        Ok(Self {
+    /// For messages that fill the buffer at most.
+    pub(super) fn new(buf: DmaBuf) -> Self {
+        Self {
             wr: pin_init::zeroed(),
-            sge: buf.sge(size),
+            // CAST: At most 64 KiB.
+            sge: buf.sge(buf.len() as u32),
             buf,
             len: 0,
-        })
+        }
+    }
+
+    /// What is left when nobody receives any more.
+    pub(super) fn into_buf(self) -> DmaBuf {
+        self.buf
     }
 
     /// Gives the memory to the device: prepares the work request, and returns it with `next` behind.

@@ -36,6 +36,7 @@ use super::{
         RwCtx, //
     },
     passive::Incoming,
+    pd::Pd,
     probe::{
         Life,
         Watch, //
@@ -360,8 +361,9 @@ impl<S: Service> ServerConn<S> {
         let lease = DeviceLease::new(dev)?;
         let peer = || incoming.remote().text();
         let limits = ServerLimits::new(&lease, port, &incoming, params)?;
-        let domain =
-            Domain::new(lease).inspect_err(|e| trace::svcrdma_pd_err(|| (peer(), status(*e))))?;
+        let domain = Pd::new(lease)
+            .and_then(Domain::new)
+            .inspect_err(|e| trace::svcrdma_pd_err(|| (peer(), status(*e))))?;
         let shared = Shared::new(new(&limits)?, limits, &incoming, port, domain.lkey())?;
         let mut this = Self {
             shared,
@@ -381,7 +383,7 @@ impl<S: Service> ServerConn<S> {
         let domain = &self.domain;
         let limits = shared.limits;
         let id = self.incoming.id.as_ptr();
-        self.listening = Some(domain.lease().listen(shared.clone())?);
+        self.listening = Some(domain.lease().listen(shared.clone(), GFP_KERNEL)?);
         self.incoming.events.set_link(shared.clone())?;
 
         let context = Arc::as_ptr(shared);

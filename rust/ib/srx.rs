@@ -15,6 +15,10 @@ use super::{
         Wc, //
     },
     device::Link,
+    dma::{
+        Direction,
+        DmaBuf, //
+    },
     domain::Domain,
     rxmem::RxMem,
     server::{
@@ -86,7 +90,12 @@ impl<S: Service> RxBuf<S> {
         Ok(KBox::new(
             Self {
                 cqe: Self::entry(),
-                mem: RxMem::new(domain, size)?,
+                // CAST: At most 64 KiB.
+                mem: RxMem::new(DmaBuf::new(
+                    domain.pd(),
+                    size as usize,
+                    Direction::FromDevice,
+                )?),
                 // CAST: 32 bits fit.
                 number: number as usize,
                 shared: shared.clone(),

@@ -30,8 +30,13 @@ use super::{
         Limits,
         Params, //
     },
-    mr::Access,
-    rx::RxMsg, //
+    pd::Pd,
+    raw_mr::Access,
+    rx::RxMsg,
+    spare::{
+        Parts,
+        Spare, //
+    }, //
 };
 use crate::{
     bindings,
@@ -250,6 +255,15 @@ impl Protocol for Proto {
 
 /// All that [`Conn::connect`] makes, without a peer.
 pub(super) fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
+    next_connection(fake, seen, None)
+}
+
+/// The same, with what an earlier connection left.
+pub(super) fn next_connection(
+    fake: &Fake,
+    seen: &Seen,
+    spare: Option<Spare>,
+) -> Result<Conn<Proto>> {
     let dst = SockAddr::none();
     let params = Params {
         net: fake.net(),
@@ -269,10 +283,14 @@ pub(super) fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
     let id = cm::Id::new(&params.net, cm::Events::new()?)?;
     let lease = DeviceLease::new(fake.as_raw())?;
     let limits = Limits::new(&lease.caps(), lease.name(), &params)?;
-    let domain = Domain::new(lease)?;
+    let mut parts = match spare.and_then(|spare| spare.open(&lease)) {
+        Some(parts) => parts,
+        None => Parts::new(Pd::new(lease)?),
+    };
+    let domain = Domain::new(parts.pd.clone())?;
     let inner = Inner::new(Proto(seen.clone()), limits, id.events().clone())?;
     let mut conn = Conn::new(id, domain, inner);
-    conn.make_queues(&params, |id, domain, attr| {
+    conn.make_queues(&params, &mut parts, |id, domain, attr| {
         // SAFETY: As `make_queues` promises.
         unsafe { id.create_qp_unbound(domain, attr) }
     })?;

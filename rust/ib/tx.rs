@@ -20,7 +20,6 @@ use super::{
         Direction,
         DmaBuf, //
     },
-    domain::Domain,
     expose::{
         Exposed,
         Exposing, //
@@ -29,7 +28,8 @@ use super::{
         Cx,
         Inner, //
     },
-    mr::Mr, //
+    mr::Mr,
+    spare::Parts, //
 };
 use crate::{
     bindings,
@@ -102,8 +102,8 @@ impl TxRing {
         }
     }
 
-    /// Allocates and maps `count` buffers of `size` bytes.
-    pub(super) fn new<P: Protocol>(domain: &Arc<Domain>, count: u32, size: u32) -> Result<Self> {
+    /// Makes a ring of `count` buffers of `size` bytes. Sleeps.
+    pub(super) fn new<P: Protocol>(parts: &mut Parts, count: u32, size: u32) -> Result<Self> {
         // CAST: Both are small.
         let mut entries = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
         for number in 0..count {
@@ -112,7 +112,7 @@ impl TxRing {
                     cqe: Cqe::new::<P, TxEntry>(),
                     number,
                     seq: 0,
-                    buf: DmaBuf::new(domain, size as usize, Direction::ToDevice)?,
+                    buf: parts.buffer(size, Direction::ToDevice)?,
                 },
                 GFP_KERNEL,
             )?;
@@ -126,6 +126,17 @@ impl TxRing {
             // So many buffers at most wait for a completion although they were sent.
             batch: (count / 8).max(1),
         })
+    }
+
+    /// How many buffers there are.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// What is left when nobody sends any more.
+    pub(super) fn into_bufs(self) -> impl Iterator<Item = DmaBuf> {
+        let entries = self.entries.into_iter();
+        entries.map(|entry| KBox::into_inner(entry).buf)
     }
 
     fn has_room<P: Protocol>(&self, inner: &Inner<P>) -> bool {

@@ -18,7 +18,8 @@ use super::{
         SendLock,
         Xprt, //
     },
-    ClientTransport, //
+    ClientTransport,
+    Closing, //
 };
 use crate::{
     bindings,
@@ -164,7 +165,7 @@ pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::
         // returned yet.
         xprt.own.connect_work.cancel();
         // SAFETY: `XPRT_LOCKED` is held for good.
-        T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+        T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) }, Closing::Done);
         // SAFETY: The item was initialised with the transport. No callback comes in any more, and the
         // last reference is gone: nobody queues it again.
         unsafe { bindings::cancel_work_sync(xprt.own.put_work.get()) };

@@ -19,6 +19,7 @@ use super::{
         Xprt, //
     },
     ClientTransport,
+    Closing,
     SendError,
     SlotState, //
 };
@@ -232,7 +233,7 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
         Err(SendError::NotConnected) => {
             if xprt.is_connected() {
                 // SAFETY: `XPRT_LOCKED` is held.
-                unsafe { close_locked(xprt) };
+                unsafe { close_locked(xprt, Closing::Renew) };
             }
             err::enotconn().to_errno()
         }
@@ -313,9 +314,9 @@ fn settle<T: ClientTransport>(core: &Core<T>) {
 /// # Safety
 ///
 /// The caller holds `XPRT_LOCKED`, and has no `SendLock` for it.
-unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>) {
+unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>, closing: Closing) {
     // SAFETY: By the contract of this function.
-    T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+    T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) }, closing);
     settle(xprt);
     xprt.connect_cookie().add(1, Relaxed);
     // SAFETY: The transport is alive.
@@ -328,8 +329,15 @@ unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>) {
 ///
 /// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn close<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
-    // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
-    unsafe { close_locked(Xprt::<T>::from_raw(raw)) };
+    // SAFETY: sunrpc calls this with a transport of this type.
+    let xprt = unsafe { Xprt::<T>::from_raw(raw) };
+    let closing = if xprt.own.renew.load(Relaxed) {
+        Closing::Renew
+    } else {
+        Closing::Done
+    };
+    // SAFETY: As above, with `XPRT_LOCKED` held.
+    unsafe { close_locked(xprt, closing) };
 }
 
 fn jiffies() -> usize {
@@ -410,7 +418,8 @@ fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Re
     xprt.own.news.store(T::news(), Relaxed);
     // Traffic can come before the caller sees the connection.
     xprt.own.life.store(life::SILENT, Relaxed);
-    T::connect(xprt, lock).inspect_err(|_| T::disconnect(xprt, lock))
+    xprt.own.renew.store(false, Relaxed);
+    T::connect(xprt, lock)
 }
 
 /// Row C105: connects, in the module's queue, with `XPRT_LOCKED` held in the name of the transport.

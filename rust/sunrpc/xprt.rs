@@ -90,6 +90,8 @@ pub(super) struct Own<T: ClientTransport> {
     /// One of `life`. Written with `XPRT_LOCKED` held, except that [`Core::note_traffic`] turns
     /// `SILENT` into `USEFUL`.
     pub(super) life: Atomic<u32>,
+    /// We asked for the connection to be closed, so that there will be another one.
+    pub(super) renew: AtomicFlag,
     /// Row X22: the last attempt failed, or brought a connection that died without traffic.
     pub(super) distrust: AtomicFlag,
     /// When the last attempt started, in jiffies.
@@ -120,6 +122,7 @@ impl<T: ClientTransport> Own<T> {
             handles: Refcount::new(1),
             no_handles <- Completion::new(),
             life: Atomic::new(life::DOWN),
+            renew: AtomicFlag::new(false),
             distrust: AtomicFlag::new(false),
             last_attempt: Atomic::new(0),
             news: Atomic::new(0),
@@ -208,6 +211,7 @@ impl<T: ClientTransport> Core<T> {
 
     /// Makes sunrpc close the connection as soon as nobody has the transport locked.
     pub(crate) fn force_disconnect(&self) {
+        self.own.renew.store(true, Relaxed);
         // SAFETY: The transport is alive, or being destroyed: then the lock bit is taken for good,
         // and the function does no more than to set a flag.
         unsafe { bindings::xprt_force_disconnect(self.raw()) };

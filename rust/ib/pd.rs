@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A protection domain: what memory is registered and mapped for. It may outlive a connection, and
+//! serve the next one over the same device (see [`super::spare`]).
+
+use super::device::DeviceLease;
+use crate::bindings;
+use core::ptr::NonNull;
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            AtomicFlag,
+            Relaxed,
+            Release, //
+        },
+        Arc,
+        UniqueArc, //
+    },
+};
+
+/// A protection domain with the lease on its device.
+///
+/// Every mapping and every memory region holds an `Arc` of it, so it goes last. Dropping it sleeps.
+///
+/// # Invariants
+///
+/// `raw` is a protection domain of the lease's device.
+pub(super) struct Pd {
+    raw: NonNull<bindings::ib_pd>,
+    lkey: u32,
+    /// Connections of which something is left.
+    connections: Atomic<u32>,
+    /// The device kept something that was to go.
+    tainted: AtomicFlag,
+    lease: DeviceLease,
+}
+
+// SAFETY: Protection domains may be used from any thread; the rest is `Send`.
+unsafe impl Send for Pd {}
+
+// SAFETY: As above, and the rest is `Sync`.
+unsafe impl Sync for Pd {}
+
+impl Pd {
+    /// Allocates a protection domain. Sleeps.
+    pub(super) fn new(lease: DeviceLease) -> Result<Arc<Self>> {
+        // Memory first, so that nothing can fail once there is a protection domain.
+        let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        // SAFETY: The lease keeps the device. The name lives for ever.
+        let raw = from_err_ptr(unsafe {
+            bindings::__ib_alloc_pd(lease.as_raw(), 0, super::conn::OWNER.as_char_ptr())
+        })?;
+        let raw = NonNull::new(raw).ok_or(ENOMEM)?;
+        // SAFETY: Just allocated.
+        let lkey = unsafe { (*raw.as_ptr()).local_dma_lkey };
+        // INVARIANT: Just allocated, for the lease's device.
+        let this = Self {
+            raw,
+            lkey,
+            connections: Atomic::new(0),
+            tainted: AtomicFlag::new(false),
+            lease,
+        };
+        Ok(UniqueArc::write(memory, this).into())
+    }
+
+    /// A connection begins to use it.
+    pub(super) fn enter(&self) {
+        self.connections.add(1, Relaxed);
+    }
+
+    /// Nothing is left of a connection that used it: neither queues nor regions.
+    pub(super) fn leave(&self) {
+        self.connections.fetch_sub(1, Release);
+    }
+
+    /// The device did not let go of a region or a queue pair. As long as no other queue pair comes
+    /// into the protection domain, no peer can make use of that.
+    pub(super) fn taint(&self) {
+        self.tainted.store(true, Relaxed);
+    }
+
+    /// Whether another connection can use it: nothing of an earlier one can be reached by its peer.
+    pub(super) fn is_clean(&self) -> bool {
+        // Pairs with the release in `leave`.
+        self.connections.load(Acquire) == 0 && !self.tainted.load(Relaxed)
+    }
+
+    /// The protection domain as C knows it.
+    pub(super) fn as_raw(&self) -> *mut bindings::ib_pd {
+        self.raw.as_ptr()
+    }
+
+    /// The key of all memory that is mapped for the device.
+    pub(super) fn lkey(&self) -> u32 {
+        self.lkey
+    }
+
+    /// The lease on the device.
+    pub(super) fn lease(&self) -> &DeviceLease {
+        &self.lease
+    }
+}
+
+impl Drop for Pd {
+    fn drop(&mut self) {
+        // SAFETY: Whoever uses the protection domain holds an `Arc` of this, so there is no user.
+        // The lease, a field, is dropped after this.
+        unsafe { bindings::ib_dealloc_pd_user(self.raw.as_ptr(), core::ptr::null_mut()) };
+    }
+}

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What a client takes along from a connection to the next one, and how often it tries to make one.
+
+Rows X22 and X23. The server stops and starts its threads, so that connections end and are refused.
+"""
+
+import concurrent.futures
+import subprocess
+
+from events import *
+from lib import *
+
+DATA = random_bytes(1 << 20)
+SYSCTL = "/proc/sys/sunrpc/rdma_max_inline_read"
+
+
+def ours(kind):
+    """Numbers of our objects of that kind that `rdma resource` shows."""
+    name = {"pd": "pdn", "mr": "mrn"}[kind]
+    return {int(re.search(rf"\b{name} (\d+)", line).group(1)) for line in rdma_objects(kind)
+            if f"[{MODULE}]" in line}
+
+
+def connected():
+    return [t for t in transports() if " CONNECTED" in " " + read(t + "/xprt_state").replace("=", " ")]
+
+
+def copied(at, name):
+    """A file written and read back; nothing of it comes from memory."""
+    write_file(f"{at}/reconnect/{name}", DATA, direct=True)
+    expect(read_file(f"{at}/reconnect/{name}", direct=True) == DATA, "what was read back differs")
+
+
+@contextlib.contextmanager
+def server_away():
+    on_server("nfsd-down")
+    try:
+        yield
+    finally:
+        on_server("nfsd-up")
+
+
+with server_folder("reconnect"):
+    with check("the next connection has the regions, buffers and protection domain of the last", 200), \
+            mounted("3", "noac") as at:
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+            # Until there are more than a connection begins with.
+            list(pool.map(lambda n: copied(at, f"before{n}"), range(16)))
+        domain, regions = ours("pd"), ours("mr")
+        expect(len(domain) == 1 and len(regions) > 16, f"{domain} {regions}")
+        with traced(run) as events:
+            with server_away():
+                wait_for(lambda: not connected(), 20, "the connection is gone")
+                equal(ours("pd"), domain, "protection domain while there is no connection")
+            copied(at, "after")
+        expect([t for t in of(events, "xprtrdma_connect") if "rc=0 " in t], "no connection was made")
+        equal(ours("pd"), domain, "protection domain")
+        # Not the one for padding, and what was in use when the connection went.
+        kept = ours("mr") & regions
+        say(f"{len(regions)} regions, {len(kept)} of them kept")
+        expect(len(kept) >= len(regions) - 4, f"regions {sorted(regions)}, now {sorted(ours('mr'))}")
+        equal(of(events, "xprtrdma_createmrs"), [], "regions made")
+
+    with check("buffers have the size of the new connection's messages", 200):
+        default = int(read(SYSCTL))
+        try:
+            # From small to large: messages that fill what has been negotiated need larger buffers.
+            write(SYSCTL, "2048\n")
+            with mounted("3", "noac") as at:
+                copied(at, "sizes")
+                write_file(f"{at}/reconnect/small", DATA[:3600])
+                domain = ours("pd")
+                for size in (default, 8192, 2048):
+                    write(SYSCTL, f"{size}\n")
+                    with traced(run) as events:
+                        with server_away():
+                            pass
+                        copied(at, f"sizes{size}")
+                        equal(read_file(f"{at}/reconnect/small", direct=True, block=3600), DATA[:3600],
+                              "a small file")
+                    made = of(events, "xprtrdma_inline_thresh")
+                    equal(len(made), 1, "connections")
+                    wanted = min(size, 4096)
+                    expect(re.search(rf"neg send/recv=\d+/{wanted}\b", made[0]), f"{size}: {made[0]}")
+                    equal(ours("pd"), domain, "protection domain")
+        finally:
+            write(SYSCTL, f"{default}\n")
+
+    with check("the device goes while there is no connection", 200), mounted("3", "noac") as at:
+        copied(at, "device")
+        with server_away():
+            wait_for(lambda: not connected(), 20, "the connection is gone")
+            expect(ours("pd"), "nothing was kept")
+            begun = time.monotonic()
+            run("rdma", "link", "delete", f"{RDMA}0")
+            expect(time.monotonic() - begun < 5 * SLOWNESS, "the removal took long")
+            run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+            equal(ours("pd"), set(), "protection domains")
+        copied(at, "device")
+
+    with check("unmounting while there is no connection leaves nothing", 200):
+        at = mount("3", "noac")
+        copied(at, "unmount")
+        with server_away():
+            wait_for(lambda: not connected(), 20, "the connection is gone")
+            expect(ours("pd"), "nothing was kept")
+            run("umount", "-l", at)
+            wait_for(lambda: not ours("pd") and not ours("mr"), 20, "all is gone")
+
+    with check("attempts come ever later while the server refuses, up to 15 s", 300), \
+            mounted("3", "noac") as at:
+        copied(at, "refused")
+        domain = ours("pd")
+        with traced(run) as events, server_away():
+            # As long as it waits somebody wants a connection.
+            waits = subprocess.Popen(["stat", f"{at}/reconnect/refused"], stdout=subprocess.DEVNULL)
+            time.sleep(60 * SLOWNESS)
+            expect(waits.poll() is None, "it did not wait")
+        begun = time.monotonic()
+        equal(waits.wait(60), 0, "what waited")
+        equal(ours("pd"), domain, "protection domain, after attempts that failed")
+        copied(at, "again")
+        say(f"work goes on {time.monotonic() - begun:.1f} s after the server is back")
+        delays = [number(t, "delay") for t in of(events, "xprtrdma_op_connect")]
+        say(f"delays in jiffies: {delays}")
+        expect(3 <= len(delays) <= 9, f"{len(delays)} attempts in a minute")
+        expect(delays[-1] > delays[2] > delays[1] == 0, "the delay does not grow")
+done()
