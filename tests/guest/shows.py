@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What the transport shows to an administrator: mountstats, sysctls, RDMA resources, module names."""
 
+import concurrent.futures
 import os
 import re
 import time
@@ -157,6 +158,21 @@ with server_folder("stats"), check("sysctls changed under a mount: it goes on, o
             finally:
                 write("/proc/sys/sunrpc/" + name, str(default))
     equal(xprt_stats(at)["connect_count"], 1, "connections made")
+
+with check("calls that have to wait for a slot go on as soon as there is one", 200):
+    path, took = "/proc/sys/sunrpc/rdma_slot_table_entries", []
+    try:
+        for slots in (128, 4):
+            write(path, f"{slots}\n")
+            with mounted("3", "noac") as at, concurrent.futures.ThreadPoolExecutor(16) as pool:
+                begun = time.monotonic()
+                list(pool.map(lambda n: [os.statvfs(at) for _ in range(40)], range(16)))
+                took.append(time.monotonic() - begun)
+    finally:
+        write(path, "128\n")
+    say(f"640 calls of 16 processes: {took[0]:.1f} s with 128 slots, {took[1]:.1f} s with 4")
+    # With a quarter of a second for each call that finds none: 10 s more, or almost.
+    expect(took[1] < 2 * took[0] + 3, "that took too long")
 
 with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
     line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
