@@ -7,6 +7,7 @@
 # make check           formatting, clippy, and which code may be unsafe
 # make install         as root: into /lib/modules; `scripts/use ours` then makes the kernel load it
 # make demo|test|bench
+# make soak HOURS=2    random work and accidents, our module on both ends; SEED= repeats one
 # make parity         which rows of Documentation/parity.md no test vouches for
 # make test-long       all guest tests in all pairings of modules: hours on a small machine
 # make debug           build a debug kernel (once, more than 10 minutes) and the module for it
@@ -48,6 +49,9 @@ test-debug: debug
 	@tests/checkers
 	@tests/run --kernel debug --rdma rxe,siw
 
+soak:
+	@tests/run --client rust --server rust --soak '$(or $(HOURS),1)' $(if $(SEED),--seed '$(SEED)') soak.py
+
 bench:
 	@scripts/bench
 
@@ -64,4 +68,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test test-long debug test-debug bench parity clean distclean
+.PHONY: all update check install demo test test-long debug test-debug soak bench parity clean distclean
