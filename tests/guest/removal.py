@@ -39,6 +39,11 @@ KINDS = {
         "ip netns add away && ip link set $NETDEV netns away",
         "ip netns delete away" + SETTLE),
 }
+# A packet of rxe keeps its queue pair until the network card has sent it. virtio_net leaves the last ones
+# in its ring when it is taken down, and lets go of them after all others have let go of the device: rxe
+# gives up after 50 seconds, with a warning (Documentation/upstream-findings.md). Like this the driver
+# lets go of a packet when it has it, from its next start on.
+LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
 # Writes a file and reads it back, again and again; one number for each round.
 LOAD = """
 import mmap, os, sys
@@ -171,6 +176,10 @@ if NODES == 1:
     with check("two guests"):
         raise Skip("the device is the client's and the server's")
     done()
+for command in (lambda text: run("sh", "-c", text), on_server):
+    command(LET_GO)
+    for step in KINDS["network device unregistered"]:
+        command(step)
 wanted = [kind for kind in KINDS if not sys.argv[2:] or sys.argv[2] in kind]
 for vers, where in (("3", "client"), ("4.2", "server"),
                     *LONG * (("4.2", "client"), ("3", "server"))):
