@@ -129,9 +129,10 @@ impl ClientTransport for Rdma {
 
     fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>, closing: Closing) {
         let Some(conn) = lock.conn.take() else {
-            // Nobody has wanted another one for long, or never will; or a request to close the last one
-            // came late, which is rare.
-            lock.spare = None;
+            // Otherwise it is a request to close the last one that came late.
+            if closing == Closing::Done {
+                lock.spare = None;
+            }
             return;
         };
         conn.proto().report_loss();

@@ -155,8 +155,8 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
     /// Tears the connection down if there is one. After it has returned no handler of the
     /// connection runs. May sleep, in the context of memory reclaim too.
     ///
-    /// Without a connection it is called when nobody has asked for one for some minutes, when the
-    /// transport goes, and when a request to close the last one came late.
+    /// Without a connection it is called when nobody has asked for one for some minutes or the
+    /// transport goes ([`Closing::Done`]), and when a request to close the last one came late.
     fn disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>, closing: Closing);
 
     /// Sends a call. The transport was connected a moment ago, and the call has a credit.

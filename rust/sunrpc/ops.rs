@@ -331,7 +331,8 @@ unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>, closing: Closing) {
 unsafe extern "C" fn close<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     // SAFETY: sunrpc calls this with a transport of this type.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
-    let closing = if xprt.own.renew.load(Relaxed) {
+    // Each request of ours is for one connection: when the idle timer closes, the next time, it is over.
+    let closing = if xprt.own.renew.xchg(false, Relaxed) {
         Closing::Renew
     } else {
         Closing::Done

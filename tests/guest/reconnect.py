@@ -97,6 +97,19 @@ with server_folder("reconnect"):
             equal(ours("pd"), set(), "protection domains")
         copied(at, "device")
 
+    if LONG:
+        with check("nothing is kept for a connection that nobody has wanted for five minutes", 500), \
+                mounted("3", "noac") as at:
+            copied(at, "idle")
+            with server_away():
+                wait_for(lambda: not connected(), 20, "the connection is gone")
+                expect(ours("pd"), "nothing was kept")
+                # The timer of sunrpc, which a slow machine does not change.
+                begun = time.monotonic()
+                wait_for(lambda: not ours("pd") and not ours("mr"), 400 / SLOWNESS, "all is gone")
+                expect(time.monotonic() - begun > 200, "it was not the timer")
+            copied(at, "idle")
+
     with check("unmounting while there is no connection leaves nothing", 200):
         at = mount("3", "noac")
         copied(at, "unmount")
