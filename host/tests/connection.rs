@@ -36,6 +36,7 @@ fn w47_sizes() {
         let bytes = data(size, 4096).encode();
         assert_eq!(bytes, [0xf6, 0xab, 0x0e, 0x18, 1, 1, byte, 3]);
         assert_eq!(PrivateData::decode(&bytes), Some(data(back, 4096)));
+        assert_eq!(PrivateData::size(size), back);
         let bytes = data(4096, size).encode();
         assert_eq!(bytes, [0xf6, 0xab, 0x0e, 0x18, 1, 1, 3, byte]);
         assert_eq!(PrivateData::decode(&bytes), Some(data(4096, back)));

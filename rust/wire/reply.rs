@@ -153,7 +153,7 @@ fn decode_body<'a>(
     };
 
     if proc == Proc::Msg {
-        // The server returns an unused Reply chunk with empty segments (RFC 8166, 4.3.3).
+        // An unused Reply chunk is left out, or returned with empty segments.
         if reply_len != 0 {
             return Err(WireError::BadChunk);
         }
@@ -192,7 +192,8 @@ pub enum ChunkMismatch {
     Call(WireError),
     /// The header of the reply cannot be decoded.
     Reply(WireError),
-    /// The reply has a chunk that the call did not offer, or a chunk with another segment count.
+    /// The reply has a chunk that the call did not offer, a chunk with more segments than that of the
+    /// call, or only some of the Write chunks.
     Count,
     /// A segment of the reply names another memory region.
     Handle,
@@ -210,8 +211,9 @@ pub enum ChunkMismatch {
 /// A responder copies the Write list and the Reply chunk of the call into the reply and changes
 /// nothing but the lengths, to what it wrote, in order (RFC 8166, 3.4.6 and 4.3.3; rows W22 and
 /// W23). Hence the lengths add up to no more than the client offered, and everything up to that sum
-/// was written by this reply. A list that the reply leaves out altogether is accepted as unused,
-/// because older servers do so when they return an error.
+/// was written by this reply. Older servers, such as Linux before 4.13, return the segments that they
+/// used and no others: what is missing at the end of a chunk was not written to. So was a list that the
+/// reply leaves out altogether.
 ///
 /// `sent_header` starts with the header of the call; what follows the header does not matter. An
 /// error message has no chunks and always matches.
@@ -246,7 +248,7 @@ pub fn match_chunks(sent_header: &[u8], msg: &[u8]) -> Result<(), ChunkMismatch>
 
 /// Checks one returned chunk against the one that was offered.
 fn match_chunk(offered: &Chunk<'_>, returned: &Chunk<'_>) -> Result<(), ChunkMismatch> {
-    if offered.segments().len() != returned.segments().len() {
+    if returned.segments().len() > offered.segments().len() {
         return Err(ChunkMismatch::Count);
     }
     let mut full = true;
