@@ -142,12 +142,12 @@ impl<'c> Shape<'c> {
         }
         let last = writes.end_writes()?;
         match &self.reply {
-            None => last.no_reply_chunk(),
-            Some(chunk) => {
-                let len = if long { self.rest_len() } else { 0 };
-                let len = u32::try_from(len).map_err(|_| WireError::Overflow)?;
+            Some(chunk) if long => {
+                let len = u32::try_from(self.rest_len()).map_err(|_| WireError::Overflow)?;
                 last.returned_chunk(chunk, len)
             }
+            // Clients of Linux before 4.14 refuse a message with a Reply chunk, be it empty.
+            _ => last.no_reply_chunk(),
         }
     }
 
@@ -181,7 +181,7 @@ impl<'c> Shape<'c> {
             at
         };
         trace::svcrdma_encode_wseg(|show| {
-            let chunks = Iterator::chain(self.writes.clone(), self.reply);
+            let chunks = Iterator::chain(self.writes.clone(), self.reply.filter(|_| long));
             for (number, segment) in chunks.flat_map(|chunk| (0..u32::MAX).zip(chunk.segments())) {
                 show((tx.cid(), number, traced(&segment)));
             }

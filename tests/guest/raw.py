@@ -151,14 +151,14 @@ for size in (1, 5, 7, 8):
             peer.send(fixed(25) + lists(reads) + message[:4] + message[8:at] + rest)
             equal(answer(peer, 25), accepted(25), "answer, two chunks")
 
-with check("chunks that are not needed come back empty"), connection() as peer:
+with check("chunks that are not needed come back empty, the Reply chunk not at all"), connection() as peer:
     space = peer.space(256)
     key, at = space.rkey, space.buf
     chunk = [(key, 64, at), (key, 32, at + 64)]
     for writes, reply in (([chunk], None), ([], chunk), ([chunk, chunk], chunk)):
         peer.send(fixed(30) + lists((), writes, reply) + null(30))
         empty = [(k, 0, a) for k, _, a in chunk]
-        header = lists((), [empty] * len(writes), empty if reply else None)
+        header = lists((), [empty] * len(writes))
         equal(answer(peer, 30, header=header), accepted(30), "answer")
     equal(space.read(256, 0), b"\xee" * 256, "memory")
 
