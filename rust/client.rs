@@ -203,8 +203,8 @@ impl ClientTransport for Rdma {
 
 /// Connects, and notes what the connection can do.
 fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
-    let send_size = tunables::max_inline_write();
-    let recv_size = tunables::max_inline_read();
+    let send_size = PrivateData::size(tunables::max_inline_write());
+    let recv_size = PrivateData::size(tunables::max_inline_read());
     let private = PrivateData {
         remote_invalidation: true,
         send_size,

@@ -58,6 +58,12 @@ impl PrivateData {
         ]
     }
 
+    /// The largest size up to `size` bytes that the format can say, 1024 at least: what a peer hears is
+    /// what it may rely on.
+    pub const fn size(size: u32) -> u32 {
+        decode_size(encode_size(size))
+    }
+
     /// What the peer said, or `None` if it said nothing in this format (row W48).
     ///
     /// The format identifier is searched for, at any alignment, because other layers may put their
