@@ -102,30 +102,30 @@ impl TxRing {
         }
     }
 
-    /// Makes a ring of `count` buffers of `size` bytes. Sleeps.
-    pub(super) fn new<P: Protocol>(parts: &mut Parts, count: u32, size: u32) -> Result<Self> {
+    /// Fills an empty ring with `count` buffers of `size` bytes. Should one be missing, those before it
+    /// are there. Sleeps.
+    pub(super) fn fill<P: Protocol>(
+        &mut self,
+        parts: &mut Parts,
+        count: u32,
+        size: u32,
+    ) -> Result {
+        // So many buffers at most wait for a completion although they were sent.
+        self.batch = (count / 8).max(1);
         // CAST: Both are small.
-        let mut entries = KVVec::with_capacity(count as usize, GFP_KERNEL)?;
+        self.entries.reserve(count as usize, GFP_KERNEL)?;
         for number in 0..count {
-            let entry = KBox::new(
-                TxEntry {
-                    cqe: Cqe::new::<P, TxEntry>(),
-                    number,
-                    seq: 0,
-                    buf: parts.buffer(size, Direction::ToDevice)?,
-                },
-                GFP_KERNEL,
-            )?;
-            entries.push(entry, GFP_KERNEL)?;
+            // First of all: a buffer that was taken has to find its place.
+            let room = KBox::<TxEntry>::new_uninit(GFP_KERNEL)?;
+            let entry = room.write(TxEntry {
+                cqe: Cqe::new::<P, TxEntry>(),
+                number,
+                seq: 0,
+                buf: parts.buffer(size, Direction::ToDevice)?,
+            });
+            self.entries.push(entry, GFP_KERNEL)?;
         }
-        Ok(Self {
-            entries,
-            next: 0,
-            head: 0,
-            unsignalled: 0,
-            // So many buffers at most wait for a completion although they were sent.
-            batch: (count / 8).max(1),
-        })
+        Ok(())
     }
 
     /// How many buffers there are.
