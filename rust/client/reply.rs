@@ -48,8 +48,9 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     let xprt = &endpoint.xprt;
     xprt.note_traffic();
     let Some((fixed, rqst)) = request_of(endpoint, &msg) else {
-        // With it a key of another request, maybe, became invalid (row X15).
-        if msg.has_invalidated() {
+        // With it a key of another request, maybe, became invalid (row X15). If it is nobody's, this is
+        // the reply to a call that was given up, and came late.
+        if msg.has_invalidated() && !msg.has_invalidated_idle() {
             violation(endpoint);
         }
         return;
@@ -97,6 +98,7 @@ fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, Pinn
         return None;
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
+        endpoint.xprt.late_reply();
         let peer = || endpoint.xprt.traced();
         trace::xprtrdma_reply_rqst_err(|| (peer(), fixed.xid, fixed.version, fixed.proc));
         return None;

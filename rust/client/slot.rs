@@ -147,7 +147,10 @@ impl SlotState for Slot {
         loop {
             match self.take() {
                 Memory::Home(lease) => return lease,
-                Memory::Out(set) => return set.invalidate_sync(),
+                Memory::Out(set) => {
+                    set.proto(|endpoint| endpoint.stats.local_inv.add(set.len()));
+                    return set.invalidate_sync();
+                }
                 // The sweep at disconnect is at it. Nobody else can be: the request is not pinned
                 // and not being sent.
                 Memory::Away => fsleep(Delta::from_millis(1)),

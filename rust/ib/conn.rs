@@ -174,17 +174,28 @@ struct Pad<P: Protocol> {
 
 /// What is lacking now (memory, mappings, a socket of a soft device) may be there in a moment; and
 /// once a device is found to do what is needed, what fails is for the moment only: while ports or
-/// devices come and go, verbs and the connection manager may call anything invalid or absent. RPCs
-/// that wait for a connection must not fail because of that; with errors like these they would.
+/// devices come and go or start anew, verbs and the connection manager may say anything (mlx5, for one,
+/// ENOLINK). RPCs that wait for a connection must not fail because of that, and they would by all errors
+/// but those that sunrpc knows to be of connections (`call_connect_status`).
 fn transient(e: Error) -> Error {
-    if [
-        ENOMEM, ENFILE, EMFILE, ENOSPC, EBUSY, EIO, EINVAL, ENODEV, ENOENT,
-    ]
-    .contains(&e)
-    {
-        err::enobufs()
-    } else {
+    let known = [
+        err::econnrefused(),
+        err::econnreset(),
+        err::econnaborted(),
+        err::enotconn(),
+        err::enetdown(),
+        err::enetunreach(),
+        err::ehostunreach(),
+        err::eproto(),
+        err::eaddrinuse(),
+        EPIPE,
+        ETIMEDOUT,
+        EAGAIN,
+    ];
+    if known.contains(&e) {
         e
+    } else {
+        err::enobufs()
     }
 }
 
@@ -222,7 +233,7 @@ impl<P: Protocol> Conn<P> {
             .map_err(transient)?;
         id.resolve_addr(params.dst, params.wanted).map_err(|e| {
             // Here the address itself may be invalid.
-            if e == EINVAL {
+            if e == EINVAL || e == err::eafnosupport() {
                 e
             } else {
                 transient(e)
@@ -347,7 +358,8 @@ impl<P: Protocol> Conn<P> {
         inner.fill_rx(parts, limits.rx_count, params.rx_bytes)?;
         inner.post_free_receives();
 
-        self.tx = TxRing::new::<P>(parts, limits.tx_count, params.tx_bytes)?;
+        self.tx
+            .fill::<P>(parts, limits.tx_count, params.tx_bytes)?;
         // CAST: Hundreds.
         let fences = KVec::with_capacity(limits.requests as usize, GFP_KERNEL)?;
         inner.mrs.lock().fences = fences;

@@ -250,6 +250,13 @@ impl<P: Protocol> Exposed<P> {
         self.mrs.for_each(|mr| show(mr.traced()));
     }
 
+    /// Calls `f` with the connection of the regions, if there are any.
+    pub(crate) fn proto(&self, f: impl FnOnce(&P)) {
+        if let Some(mr) = self.mrs.top() {
+            f(&mr.inner.proto);
+        }
+    }
+
     /// How many regions the peer may still reach.
     pub(crate) fn len(&self) -> usize {
         self.mrs.len()

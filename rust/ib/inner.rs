@@ -287,6 +287,14 @@ impl<P: Protocol> Inner<P> {
         mr
     }
 
+    /// Whether this is the current key of an idle region. It takes a while.
+    pub(super) fn is_idle_key(&self, rkey: u32) -> bool {
+        let mut found = false;
+        let mut pool = self.mrs.lock();
+        pool.idle.for_each(|mr| found |= mr.rkey() == rkey);
+        found
+    }
+
     /// Puts a region back that was taken a moment ago and has not been used: whoever does that may
     /// be about to call [`Conn::region_shortage`], for which it is not one that has come back.
     pub(super) fn put_unused_mr(mr: KBox<MrCtx<P>>) {

@@ -132,6 +132,14 @@ impl<P: Protocol> RxMsg<P> {
         self.0.invalidated.is_some()
     }
 
+    /// Whether the peer invalidated a region with this message that nobody uses: that of a call which
+    /// was given up before its reply came, for one.
+    pub(crate) fn has_invalidated_idle(&self) -> bool {
+        self.0
+            .invalidated
+            .is_some_and(|rkey| self.0.inner.is_idle_key(rkey))
+    }
+
     /// Takes the proof that the peer invalidated a region with this message: once, because keys
     /// come round.
     pub(crate) fn take_invalidated(&mut self) -> Option<RemoteInvalidated<'_, P>> {

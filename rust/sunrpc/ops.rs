@@ -60,7 +60,7 @@ impl<T: ClientTransport> Vtable<T> {
     pub(super) const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
         reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
         release_xprt: Some(bindings::xprt_release_xprt_cong),
-        release_request: Some(bindings::xprt_release_rqst_cong),
+        release_request: Some(release_request::<T>),
         wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
         rpcbind: Some(bindings::rpcb_getport_async),
         alloc_slot: Some(alloc_slot::<T>),
@@ -185,6 +185,9 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
     let Some(slot) = xprt.own.pool.slot_of(rqst) else {
         return;
     };
+    if xprt.is_spent() {
+        xprt.force_disconnect();
+    }
     if slot.is_home() {
         return;
     }
@@ -203,6 +206,23 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
     if let Some(lease) = slot.reclaim() {
         slot.state.restore(lease);
     }
+}
+
+/// Gives the credit of a call back, but not if the server has it still (row W53).
+///
+/// # Safety
+///
+/// sunrpc calls it for a task with a request of a transport of type `T`, with the transport lock held.
+unsafe extern "C" fn release_request<T: ClientTransport>(task: *mut bindings::rpc_task) {
+    // SAFETY: By the contract of this function.
+    let (rqst, xprt) = unsafe { of_task::<T>(task) };
+    let slot = xprt.own.pool.slot_of(rqst);
+    if slot.is_some_and(|slot| slot.in_flight.xchg(false, Relaxed)) {
+        // SAFETY: The lock is held.
+        unsafe { xprt.give_up() };
+    }
+    // SAFETY: By the contract of this function. The window has become smaller by as much.
+    unsafe { bindings::xprt_release_rqst_cong(task) };
 }
 
 impl SendError {
@@ -281,7 +301,10 @@ unsafe fn send<T: ClientTransport>(
         let mut lock = unsafe { SendLock::new(xprt) };
         // SAFETY: The request is pinned for this call.
         let mut call = unsafe { SendRqst::new(slot) };
-        T::send(xprt, &mut lock, &mut call)?;
+        // The reply may come before this function returns.
+        slot.in_flight.store(true, Relaxed);
+        T::send(xprt, &mut lock, &mut call)
+            .inspect_err(|_| slot.in_flight.store(false, Relaxed))?;
     }
     // SAFETY: The request is pinned, and only its sender writes this field.
     unsafe {

@@ -211,6 +211,8 @@ pub(super) struct Slot<S: SlotState> {
     index: u32,
     /// A reply is being processed: changes under sunrpc's queue lock.
     pub(super) claimed: AtomicFlag,
+    /// The call was sent on the current connection, and no reply has come: the server has its credit.
+    pub(super) in_flight: AtomicFlag,
     /// The lease was lost: the slot is never used again.
     dead: AtomicFlag,
     #[pin]
@@ -227,6 +229,7 @@ impl<S: SlotState> Slot<S> {
                 id,
                 index,
                 claimed: AtomicFlag::new(false),
+                in_flight: AtomicFlag::new(false),
                 dead: AtomicFlag::new(false),
                 state <- S::new(lease),
             }))

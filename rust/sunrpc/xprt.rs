@@ -103,6 +103,10 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) delay: Atomic<usize>,
     /// Bytes by which buffers of slots have grown (row C32).
     pub(super) grown: Atomic<u64>,
+    /// Credits that the server grants. Written under `transport_lock`, as is the next one.
+    granted: Atomic<u32>,
+    /// Calls on the current connection that nobody waits for any more, and the server may still be at.
+    given_up: Atomic<u32>,
 }
 
 impl<T: ClientTransport> Own<T> {
@@ -128,6 +132,8 @@ impl<T: ClientTransport> Own<T> {
             news: Atomic::new(0),
             delay: Atomic::new(0),
             grown: Atomic::new(0),
+            granted: Atomic::new(1),
+            given_up: Atomic::new(0),
         })
     }
 }
@@ -202,6 +208,7 @@ impl<T: ClientTransport> Core<T> {
         if slot.claimed.xchg(true, Relaxed) {
             return None;
         }
+        slot.in_flight.store(false, Relaxed);
         // SAFETY: The queue lock is held, as it was when the request was found.
         unsafe { bindings::xprt_pin_rqst(rqst.as_ptr()) };
         drop(queue);
@@ -236,12 +243,64 @@ impl<T: ClientTransport> Core<T> {
 
     /// Row C91: the server grants this many credits.
     pub(crate) fn set_window(&self, credits: u32) {
-        // CAST: 32 bits fit.
-        let window = (credits as usize).saturating_mul(CREDIT);
         let guard = self.lock_transport();
-        // SAFETY: The transport's memory is valid, and its lock is held.
-        unsafe { (*self.raw()).cwnd = window };
+        self.own.granted.store(credits, Relaxed);
+        // SAFETY: The lock is held.
+        unsafe { self.update_window() };
         drop(guard);
+    }
+
+    /// A call is given up that the server has not answered (row W53). It has a Receive less for us until
+    /// it does.
+    ///
+    /// # Safety
+    ///
+    /// The transport lock is held.
+    pub(super) unsafe fn give_up(&self) {
+        let own = &self.own;
+        own.given_up
+            .store(own.given_up.load(Relaxed).saturating_add(1), Relaxed);
+        // SAFETY: By the contract of this function.
+        unsafe { self.update_window() };
+    }
+
+    /// Whether all credits are those of calls that were given up: nothing can be sent until the server
+    /// answers one of these, or there is another connection.
+    pub(super) fn is_spent(&self) -> bool {
+        let given_up = self.own.given_up.load(Relaxed);
+        given_up != 0 && given_up >= self.own.granted.load(Relaxed)
+    }
+
+    /// A reply has come that nobody waits for: to a call that was given up, if there is one.
+    pub(crate) fn late_reply(&self) {
+        let own = &self.own;
+        let guard = self.lock_transport();
+        let given_up = own.given_up.load(Relaxed);
+        if given_up != 0 {
+            own.given_up.store(given_up.wrapping_sub(1), Relaxed);
+            // Whoever waits for a credit is woken by those who have one.
+            // SAFETY: The lock is held.
+            unsafe { self.update_window() };
+        }
+        drop(guard);
+    }
+
+    /// Lets sunrpc use the credits that are left: one at least, without which nobody would ever be woken
+    /// to use another. [`Self::is_spent`] is for that case.
+    ///
+    /// # Safety
+    ///
+    /// The transport lock is held.
+    unsafe fn update_window(&self) {
+        let own = &self.own;
+        let credits = own
+            .granted
+            .load(Relaxed)
+            .saturating_sub(own.given_up.load(Relaxed))
+            .max(1);
+        // CAST: 32 bits fit.
+        // SAFETY: The transport's memory is valid; the rest by the contract of this function.
+        unsafe { (*self.raw()).cwnd = (credits as usize).saturating_mul(CREDIT) };
     }
 
     /// Row C91: a new connection starts with one credit, and no RPC has used it.
@@ -252,6 +311,7 @@ impl<T: ClientTransport> Core<T> {
         unsafe {
             for slot in self.own.pool.iter() {
                 (*slot.rqst()).rq_cong = 0;
+                slot.in_flight.store(false, Relaxed);
             }
             for slot in self
                 .own
@@ -263,7 +323,9 @@ impl<T: ClientTransport> Core<T> {
                 (*slot.rqst()).rq_cong = 0;
             }
             (*self.raw()).cong = 0;
-            (*self.raw()).cwnd = CREDIT;
+            self.own.granted.store(1, Relaxed);
+            self.own.given_up.store(0, Relaxed);
+            self.update_window();
         }
         drop(guard);
     }

@@ -186,6 +186,14 @@ def segment(**fields):
     return change
 
 
+def used(chunk):
+    """The segments that have something, which are not all."""
+    some = [segment for segment in chunk if segment[1]]
+    if len(some) == len(chunk):
+        proxy.errors.append("all segments were used")
+    return some
+
+
 # --- the checks ---------------------------------------------------------------------------------
 
 base = use_count()
@@ -224,7 +232,7 @@ def replies():
     spoiled("a Read list", changes(reads=[(0, 1, 2, 3)]), fails=1, bad=1)
     spoiled("two Write chunks", changes(writes=lambda r, c: r.writes * 2), fails=1, bad=1)
     spoiled("a segment too much", changes(writes=lambda r, c: [r.writes[0] * 2]), fails=1, bad=1)
-    spoiled("a chunk without segments", changes(writes=[[]]), fails=1, bad=1)
+    spoiled("a Write chunk without segments, and no data", changes(writes=[[]]), fails=1, bad=0)
     spoiled("1000 segments announced",
             raw(lambda c: header(c.xid) + words(0, 1, 1000) + bytes(64)), fails=1, bad=1)
     spoiled("2^32-1 segments announced",
@@ -264,6 +272,11 @@ def replies():
     spoiled("no reply", drop, connects=1)
     spoiled("no reply to a call without chunks", drop, procedure=FSSTAT, connects=1)
 
+    # As servers of Linux did before 4.13.
+    spoiled("segments that were not used are left out of the Write chunk",
+            changes(writes=lambda r, c: [used(r.writes[0])]), action=lambda: fetch(SIZE + 1))
+    spoiled("segments that were not used are left out of the Reply chunk",
+            changes(reply=lambda r, c: used(r.reply)), procedure=READDIRPLUS)
     for name, fields in (
             ("a byte more than the segment has",
              {"reply": lambda r, c: [(k, c.reply[0][1] + 1, a) for k, _, a in r.reply]}),
@@ -566,6 +579,62 @@ def late(call):
     return proxy.order(access)
 
 
+def killed_calls(calls, count):
+    """Processes that are killed when the server has their calls, which it does not answer."""
+    have = len(calls)
+    for _ in range(count):
+        proxy.spoil(FSSTAT, lambda connection, call: calls.append(call))
+    jobs = [subprocess.Popen(["stat", "-f", AT], stdout=subprocess.DEVNULL) for _ in range(count)]
+    wait_for(lambda: len(calls) == have + count, 20, f"{count} calls")
+    for job in jobs:
+        job.kill()
+    for job in jobs:
+        job.wait(20 * SLOWNESS)
+
+
+def spent():
+    """Calls that are given up keep their credits: the server may have no Receive for another one."""
+    def answer(call):
+        equal(proxy.order(lambda: proxy.honest(proxy.connection, call)), None, "sending")
+
+    proxy.credits = 4
+    try:
+        with check("3 of 4 credits are with calls that were killed: one call is sent at a time"), \
+                mounted("3", at=AT, opts=hostile_options(timeo=600), server=OWN):
+            stat_fs()
+            calls, accepted = [], proxy.accepted
+            killed_calls(calls, 3)
+            for _ in range(6):
+                proxy.spoil(FSSTAT, lambda connection, call: calls.append(call))
+            waiting = [pool.submit(stat_fs) for _ in range(6)]
+            wait_for(lambda: len(calls) == 4, 20, "a call")
+            time.sleep(2)
+            equal(len(calls), 4, "calls that the server has")
+            answer(calls[3])
+            wait_for(lambda: len(calls) == 5, 20, "the next call")
+            time.sleep(1)
+            equal(len(calls), 5, "calls that the server has had")
+            # What comes late gives the credits back.
+            for call in calls[:3]:
+                answer(call)
+            answer(calls[4])
+            wait_for(lambda: len(calls) == 9, 20, "all calls")
+            for call in calls[5:]:
+                answer(call)
+            for job in waiting:
+                job.result(20 * SLOWNESS)
+            equal(proxy.accepted, accepted, "connections")
+        with check("all credits are with calls that were killed: there is a new connection"), \
+                mounted("3", at=AT, opts=hostile_options(timeo=600), server=OWN):
+            stat_fs()
+            accepted = proxy.accepted
+            killed_calls([], 4)
+            stat_fs()
+            equal(proxy.accepted, accepted + 1, "connections")
+    finally:
+        proxy.credits = 64
+
+
 def given_up():
     """Calls that are given up while the server has them (row C34)."""
     def held(procedure):
@@ -573,7 +642,8 @@ def given_up():
         proxy.spoil(procedure, lambda connection, call: calls.append(call))
         return calls
 
-    with check("ls is killed: the server cannot write the directory any more"), through_proxy():
+    def killed_ls():
+        """READDIRPLUS, which the server keeps, of a process that is no more; and the directory."""
         calls, accepted = held(READDIRPLUS), proxy.accepted
         path = f"{FOLDER}/d{next(folders)}"
         on_server(f"cd {EXPORT} && mkdir {path} && cd {path} && touch a b c")
@@ -582,9 +652,25 @@ def given_up():
         job.kill()
         job.wait(20 * SLOWNESS)
         equal(proxy.accepted, accepted, "connections made before the access")
-        result = late(calls[0])
+        return calls[0], f"{AT}/{path}"
+
+    with check("ls is killed: the server cannot write the directory any more"), through_proxy():
+        call, path = killed_ls()
+        result = late(call)
         expect(isinstance(result, Broken), f"the access {result}")
-        equal(sorted(os.listdir(f"{AT}/{path}")), ["a", "b", "c"], "names")
+        equal(sorted(os.listdir(path)), ["a", "b", "c"], "names")
+        honest()
+    with check("ls is killed: its reply comes late with an invalidation, and does no harm"), through_proxy():
+        before = xprt_stats(AT)
+        call, path = killed_ls()
+        inv = xprt_stats(AT)["local_inv_needed"] - before["local_inv_needed"]
+        expect(inv >= len(call.keys), f"{inv} of {len(call.keys)} regions are counted as invalidated")
+        result = proxy.order(lambda: proxy.connection.send(header(call.xid) + bytes(12), call.keys[0]))
+        equal(result, None, "sending")
+        equal(sorted(os.listdir(path)), ["a", "b", "c"], "names")
+        after = xprt_stats(AT)
+        for field, more in (("bad_xids", 1), ("bad_reply_count", 0), ("connect_count", 0)):
+            equal(after[field] - before[field], more, field)
         honest()
     for way, name, procedure, action in (("write", "READ", READ, fetch), ("read", "WRITE", WRITE, store)):
         with check(f"umount -f during a {name}: the server cannot {way} its memory any more"), \
@@ -621,7 +707,7 @@ for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (negotiation, 20
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
-for group in (sessions, silence, given_up):
+for group in (sessions, silence, spent, given_up):
     if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
         group()
 

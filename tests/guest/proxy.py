@@ -216,6 +216,7 @@ class Connection:
     def reply(self, call):
         """The honest reply: RDMA Writes are done, the message is not sent."""
         reply, body = Reply(call), call.answer
+        reply.credits = self.proxy.credits
         reply.writes = [fill(chunk, 0) for chunk in call.writes]
         if call.procedure == READ and call.writes:
             # An opaque is the last item of the answer of NFSv3.
@@ -305,7 +306,7 @@ class Proxy(threading.Thread):
         self.nfsd, self.receive, self.private = nfsd, 4096, private_data()
         self.spoilers, self.requests, self.seen, self.errors = [], [], [], []
         self.holding, self.accepted, self.connection, self.ending = False, 0, None, False
-        self.orders, self.answers = [], []
+        self.orders, self.answers, self.credits = [], [], 64
         self.context = Context(name=device)
         self.pd = PD(self.context)
         before = cm_files()
