@@ -19,6 +19,7 @@ use crate::{
         Handle,
         Regions, //
     },
+    rt::err,
     sunrpc::{
         BcReply,
         MsgPart,
@@ -380,9 +381,13 @@ impl From<WireError> for SendError {
 }
 
 impl From<Error> for SendError {
-    /// Memory cannot be exposed (row C58).
-    fn from(_: Error) -> Self {
-        Self::Io
+    /// Memory cannot be exposed (row C58): now, or at all.
+    fn from(e: Error) -> Self {
+        if e == err::enobufs() {
+            Self::NoBufs
+        } else {
+            Self::Io
+        }
     }
 }
 

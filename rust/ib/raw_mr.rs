@@ -10,7 +10,10 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::pages::Region,
+    rt::{
+        err,
+        pages::Region, //
+    },
     trace, //
 };
 use core::ptr::NonNull;
@@ -223,7 +226,8 @@ impl RawMr {
                 (id, addr, dir, nents as c_int)
             });
             self.release();
-            return Err(EIO);
+            // What maps memory has no room for it now.
+            return Err(err::enobufs());
         }
         // INVARIANT: Just mapped.
         self.mapped = Some(dir);

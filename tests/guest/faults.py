@@ -200,17 +200,50 @@ def memory():
 # --- the client
 
 
-def connecting(at):
-    for verb, skip in (("alloc_pd", 0), ("create_cq", 0), ("create_cq", 1), ("create_qp", 0),
-                       ("post_recv", 0), ("alloc_mr", 0), ("modify_qp", 0), ("modify_qp", 1)):
-        with check(f"a connection that cannot be made at first: {verb} fails, {skip}"), \
+def first():
+    """What a connection inherits from the one before it only the first one has to make."""
+    for verb in ("alloc_pd", "alloc_mr"):
+        with check(f"the first connection cannot be made at first: {verb} fails"), \
                 nothing_left(run, "what is in use"):
+            fail(run, verb)
+            with mounted("3", "noac") as at:
+                os.statvfs(at)
+                equal(counts(run, verb)[1], 1, "calls that failed")
+    with check("no region, and none to be had for a while: calls wait", 200), server_folder("faults"), \
+            nothing_left(run, "what is in use"):
+        # One is for padding, which leaves two. More are made when these run short.
+        fail(run, "alloc_mr", 3, 40)
+        with mounted("3", "noac") as at, contextlib.ExitStack() as stack:
+            jobs = [stack.enter_context(Load(f"{at}/faults", f"load{n}")) for n in range(6)]
+            for job in jobs:
+                job.goes_on(90)
+            asked, refused = counts(run, "alloc_mr")
+            stats = xprt_stats(at)
+            say(f"of {asked} regions {refused} were refused; {stats['failed_marshal_count']} calls had to wait")
+            equal(refused, 40, "regions that were refused")
+            expect(stats["failed_marshal_count"] > 6, "no call had to wait")
+            equal(stats["connect_count"], 1, "connections")
+
+
+def connecting(at):
+    for verb, skip in (("create_cq", 0), ("create_cq", 1), ("create_qp", 0), ("post_recv", 0),
+                       ("modify_qp", 0), ("modify_qp", 1)):
+        with check(f"a connection that cannot be made at first: {verb} fails, {skip}"), \
+                nothing_left(run, "what is in use", regions=False):
             before = xprt_stats(at)["connect_count"]
             fail(run, verb, skip)
             lose()
             os.statvfs(at)
             equal([counts(run, v)[1] for v in ("post_send", verb)], [1, 1], "calls that failed")
             equal(xprt_stats(at)["connect_count"] - before, 1, "connections that were made")
+    with check("a device that starts anew has no completion queue for a moment: ENOLINK, and work goes on"):
+        # As mlx5 says it. Whoever waits for a connection must not see that.
+        shim_set(run, "with", 67)
+        fail(run, "create_cq", 0, 2)
+        lose()
+        os.statvfs(at)
+        equal(counts(run, "create_cq")[1], 2, "calls that failed")
+        shim_set(run, "with", 12)
     with check("attempts are put off longer and longer, until there was traffic"):
         with traced(run) as events:
             fail(run, "create_qp", 0, 3)
@@ -251,25 +284,6 @@ def marshalling(at):
             expect(room == data, "what is read differs")
         finally:
             os.close(fd)
-    with check("no region, and none to be had for a while: calls wait"), Load(f"{at}/faults") as load:
-        load.goes_on(60)
-        before = xprt_stats(at)
-        # One is for padding, which leaves two. More are made when these run short.
-        fail(run, "alloc_mr", 3, 40)
-        lose()
-        with contextlib.ExitStack() as stack:
-            jobs = [stack.enter_context(Load(f"{at}/faults", f"load{n}")) for n in range(6)]
-            for job in jobs:
-                job.goes_on(90)
-        asked, refused = counts(run, "alloc_mr")
-        after = xprt_stats(at)
-        waited = after["failed_marshal_count"] - before["failed_marshal_count"]
-        say(f"of {asked} regions {refused} were refused; {waited} calls had to wait")
-        load.goes_on(60)
-        fail(run, "alloc_mr", 0, 0)
-        equal(refused, 40, "regions that were refused")
-        expect(waited > 6, "no call had to wait")
-        equal(after["connect_count"] - before["connect_count"], 1, "new connections")
 
 
 def losing(at):
@@ -421,6 +435,14 @@ def bounced(at):
             equal(read_file(f"{at}/faults/{'n' * 100}{n}"), b"x" * n, "content")
         os.symlink("y" * 3900, f"{at}/faults/link")
         equal(os.readlink(f"{at}/faults/link"), "y" * 3900, "link")
+    if run in sides():
+        with check("no room to map a call's memory, for a moment: the call is sent again, there is no error"):
+            before = xprt_stats(at)
+            fail(run, "map", 0, 3)
+            write_file(f"{at}/faults/mapped", data, direct=True)
+            equal(counts(run, "map")[1], 3, "mappings that failed")
+            expect(read_file(f"{at}/faults/mapped", direct=True) == data, "what is read differs")
+            equal(xprt_stats(at)["connect_count"], before["connect_count"], "connections")
 
 
 def mapping():
@@ -479,6 +501,7 @@ with contextlib.ExitStack() as stack:
             chosen(group.__name__, group)
     if run in sides():
         chosen("mounting", mounting)
+        chosen("first", first)
         with server_folder("faults"), mounted("3", "noac") as at:
             for group in (connecting, marshalling, pages, sending, losing, client_memory):
                 chosen(group.__name__, group, at)

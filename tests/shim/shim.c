@@ -37,6 +37,10 @@ module_param(device, charp, 0444);
 static unsigned long text[2];
 module_param_array(text, ulong, NULL, 0644);
 
+/* The error of what is created. */
+static int with = ENOMEM;
+module_param(with, int, 0644);
+
 /* --- what fails */
 
 enum verb {
@@ -179,7 +183,7 @@ static int modify_qp(struct ib_qp *qp, struct ib_qp_attr *attr, int mask, struct
 static int create_cq(struct ib_cq *cq, const struct ib_cq_init_attr *attr, struct uverbs_attr_bundle *attrs)
 {
 	if (!attrs && fails(CREATE_CQ))
-		return -ENOMEM;
+		return -with;
 	return old.create_cq(cq, attr, attrs);
 }
 

@@ -63,7 +63,7 @@ pub fn chunks(data: &[u8]) {
     let (sent, _) = Header::decode(sent).unwrap();
     assert!(got.lists.reads.is_empty());
     let fits = |sent: &[Segment], got: &[Segment]| {
-        assert_eq!(sent.len(), got.len());
+        assert!(got.len() <= sent.len());
         let mut gap = false;
         for (sent, got) in sent.iter().zip(got) {
             assert_eq!((sent.handle, sent.offset), (got.handle, got.offset));
