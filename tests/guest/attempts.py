@@ -72,7 +72,7 @@ def lost_once(at):
 with shim(run), mounted("3", "noac") as at:
     for name, (event, *instead, wanted, seconds) in ENDINGS.items():
         with check(f"an attempt ends by {name}: an error, and another attempt", 240), \
-                nothing_left(run, "what is in use"):
+                nothing_left(run, "what is in use", regions=False):
             ends(at, (event, *instead), wanted, seconds)
     with check("a connection whose messages are all flushed: its loss is told once"):
         lost_once(at)
