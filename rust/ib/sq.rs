@@ -104,7 +104,14 @@ impl<S: Service> Ops<S> {
         })
     }
 
-    /// The operation with this number does not exist any more.
+    /// Takes an idle operation that is to be freed, while another one may have its number.
+    fn retire(&mut self) -> Option<KBox<Op<S>>> {
+        let op = self.idle.pop()?;
+        self.give_back(op.number);
+        Some(op)
+    }
+
+    /// The operation with this number does not exist any more, or is not used any more.
     pub(super) fn give_back(&mut self, number: u32) {
         // There is room.
         let _ = self.numbers.push_within_capacity(number);
@@ -122,13 +129,16 @@ impl<S: Service> Shared<S> {
     }
 
     /// Frees what is not in use. Sleeps.
+    ///
+    /// Operations that begin meanwhile find all the others, or their numbers: there is no moment at
+    /// which one is neither idle nor in use.
     pub(super) fn trim(&self) {
         for ops in [&self.replies, &self.reads] {
-            let mut idle = ops.lock().idle.take();
-            while let Some(op) = idle.pop() {
-                let number = op.number;
+            let idle = ops.lock().idle.len();
+            for _ in 0..idle {
+                let op = ops.lock().retire();
+                // Not under the lock.
                 drop(op);
-                ops.lock().give_back(number);
             }
         }
         self.trim_rws();
