@@ -16,6 +16,7 @@ use super::{
 use crate::{
     bindings,
     rt::{
+        delayed::DelayedWork,
         net::{
             Net,
             SockAddr, //
@@ -59,6 +60,9 @@ const BACKLOG: c_int = 10;
 /// Requests that may wait to be accepted; more are rejected.
 const MAX_WAITING: usize = 128;
 
+/// How soon a listener whose address, or device, has gone tries again.
+const RETRY_MS: u32 = 1000;
+
 /// The most private data that a request can carry.
 const PRIVATE_MAX: usize = 196;
 
@@ -91,6 +95,12 @@ impl RawId {
     fn address(&self, remote: bool) -> SockAddr {
         // SAFETY: By the type invariant.
         unsafe { address_of(self.as_ptr(), remote) }
+    }
+
+    /// The namespace, which the identifier keeps.
+    fn net(&self) -> *mut bindings::net {
+        // SAFETY: By the type invariant. Set when the identifier was made.
+        unsafe { (*self.as_ptr()).route.addr.dev_addr.net }
     }
 }
 
@@ -216,8 +226,9 @@ impl Incoming {
 
 enum Life {
     Open(RawId),
-    /// An address change could not be followed.
-    Dead,
+    /// There is no such address, or no device that has it, at the moment. The identifier listens to
+    /// nothing: it keeps the namespace.
+    Away(RawId, SockAddr),
     Stopped,
 }
 
@@ -233,6 +244,9 @@ struct Port {
     moved: AtomicFlag,
     #[pin]
     work: Work<Self>,
+    /// Queued under the lock of `life` alone, and not when that is `Stopped`.
+    #[pin]
+    retry: DelayedWork,
 }
 
 impl_has_work! {
@@ -251,18 +265,21 @@ impl Listener {
         waiting.reserve(MAX_WAITING, GFP_KERNEL)?;
         let port = Arc::pin_init(
             pin_init!(Port {
-                life <- new_mutex!(Life::Dead),
+                life <- new_mutex!(Life::Stopped),
                 waiting <- new_spinlock!(Some(waiting)),
                 doorbell,
                 moved: AtomicFlag::new(false),
                 work <- new_work!("rpcrdma_rust::listener"),
+                retry <- DelayedWork::new(retry_worker),
             }),
             GFP_KERNEL,
         )?;
         // From here on dropping `this` cleans up.
         let this = Self { port };
-        let id = this.port.open(net.as_raw(), addr)?;
-        *this.port.life.lock() = Life::Open(id);
+        // The device may go before this is done; the work item waits for the lock.
+        let mut life = this.port.life.lock();
+        *life = Life::Open(this.port.open(net.as_raw(), addr)?);
+        drop(life);
         Ok(this)
     }
 
@@ -270,7 +287,8 @@ impl Listener {
     pub(crate) fn local(&self) -> SockAddr {
         match &*self.port.life.lock() {
             Life::Open(id) => id.address(false),
-            _ => SockAddr::none(),
+            Life::Away(_, addr) => *addr,
+            Life::Stopped => SockAddr::none(),
         }
     }
 
@@ -293,6 +311,8 @@ impl Listener {
         let life = core::mem::replace(&mut *self.port.life.lock(), Life::Stopped);
         // No request comes in when this is done.
         drop(life);
+        // Nobody queues it again.
+        self.port.retry.cancel();
         let waiting = self.port.waiting.lock().take();
         drop(waiting);
     }
@@ -420,28 +440,72 @@ impl Port {
     }
 
     /// Follows an address change or a device removal: a new identifier takes the place of the old
-    /// one, which cannot be kept while the new one is bound to the same address (row X9).
+    /// one, which cannot be kept while the new one is bound to the same address (row X9). That may
+    /// take as long as the address, or the device, is away.
     fn reopen(self: &Arc<Self>) {
+        // Handlers do not take the lock.
         let mut life = self.life.lock();
-        let Life::Open(old) = &*life else {
+        let was_open = match &*life {
+            Life::Open(old) => {
+                let addr = old.address(false);
+                let Ok(keeper) = self.make(old.net()) else {
+                    self.reopen_later();
+                    return;
+                };
+                *life = Life::Away(keeper, addr);
+                true
+            }
+            Life::Away(..) => false,
+            Life::Stopped => return,
+        };
+        let Life::Away(keeper, addr) = &*life else {
             return;
         };
-        let addr = old.address(false);
-        // SAFETY: The identifier keeps its namespace.
-        let net = unsafe { (*old.as_ptr()).route.addr.dev_addr.net };
-        let new = self.make(net);
-        // The namespace is kept by the new identifier. Handlers do not take the lock.
-        *life = Life::Dead;
-        match new.and_then(|new| Self::listen(&new, &addr).map(|()| new)) {
-            Ok(new) => *life = Life::Open(new),
-            Err(e) => say!(
-                pr_err,
-                "listener dead, address change failed: {}: {:?}\n",
-                addr.text(),
-                e
-            ),
+        let addr = *addr;
+        match self.open(keeper.net(), &addr) {
+            Ok(id) => {
+                *life = Life::Open(id);
+                if !was_open {
+                    say!(pr_notice, "listener {} is back\n", addr.text());
+                }
+            }
+            Err(e) => {
+                if was_open {
+                    say!(
+                        pr_warn,
+                        "listener {} is away until its address and device are back: {:?}\n",
+                        addr.text(),
+                        e
+                    );
+                }
+                self.reopen_later();
+            }
         }
     }
+
+    /// The caller holds the lock of `life`, which is not `Stopped`.
+    fn reopen_later(&self) {
+        // SAFETY: A computation.
+        let jiffies = unsafe { bindings::msecs_to_jiffies(RETRY_MS) };
+        // CAST: A size, for 64 bits.
+        // SAFETY: `Listener::stop` sets `Stopped` under the lock, then cancels it, and the port is
+        // there until then. The module's queue outlives all listeners.
+        unsafe { self.retry.queue(jiffies) };
+    }
+}
+
+/// # Safety
+///
+/// `work` is in the `retry` of a port.
+unsafe extern "C" fn retry_worker(work: *mut bindings::work_struct) {
+    // SAFETY: By the contract of this function; `Listener::stop` waits for this function before the
+    // listener's reference to the port is dropped.
+    let port: Arc<Port> = unsafe {
+        ArcBorrow::from_raw(kernel::container_of!(DelayedWork::of(work), Port, retry).cast_const())
+    }
+    .into();
+    port.moved.store(true, Release);
+    port.schedule();
 }
 
 impl WorkItem for Port {

@@ -2,6 +2,7 @@
 """The server changes while clients are at work: threads, stop and start, listeners, the device."""
 
 import contextlib
+import os
 import time
 
 from lib import *
@@ -72,12 +73,63 @@ with check("listeners bound to one address each", 300):
     finally:
         on_server("nfsd-down; nfsd-up")
 
+DELETE = f"rdma link delete {RDMA}0"
+ADD = f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV"
+
 with check("the server's RDMA device is removed and comes back", 300):
     if NODES == 1:
         raise Skip("in one guest it is the client's as well")
     with busy("3", "4.2") as loads:
-        on_server(f"rdma link delete {RDMA}0")
+        on_server(DELETE)
         time.sleep(3)
-        on_server(f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV")
+        on_server(ADD)
         all_go_on(loads, 120)
+
+
+def one_listener():
+    """nfsd listens to one address only: that of the RDMA device."""
+    on_server(f"nfsd-down; nfsdctl listener +tcp:0.0.0.0:2049 +rdma:{SERVER}:{PORT} && nfsdctl threads 8")
+
+
+with check("a listener bound to one address: its device is removed and comes back", 400):
+    if NODES == 1:
+        raise Skip("in one guest it is the client's as well")
+    if os.environ["SERVER_FLAVOUR"] == "c":
+        raise Skip("a listener of the C transport does not let go of its device")
+    one_listener()
+    try:
+        with busy("3", "4.2") as loads:
+            for pause in (0, 5):
+                on_server(DELETE)
+                time.sleep(pause)
+                on_server(ADD)
+                all_go_on(loads, 120)
+        with mounted("4.1") as at:
+            os.listdir(at)
+    finally:
+        on_server("nfsd-down; nfsd-up")
+
+with check("a listener that waits for its device is closed: at once and for good", 200):
+    if NODES == 1 or os.environ["SERVER_FLAVOUR"] == "c":
+        raise Skip("as above")
+    one_listener()
+    try:
+        on_server(DELETE)
+        begun = time.monotonic()
+        on_server("nfsd-down")
+        took = time.monotonic() - begun
+        expect(took < 10 * SLOWNESS, f"it took {took:.1f} s")
+        on_server(ADD)
+        time.sleep(2.5)
+        lines = on_server("rdma resource show cm_id").splitlines()
+        equal([line for line in lines if f":{PORT}" in line], [], "listeners")
+        # Nothing of it is left to run in a module that is gone.
+        one_listener()
+        on_server(DELETE + "; nfsd-down; rmmod $MODULE")
+        time.sleep(2.5)
+        on_server(ADD + "; load-transport")
+    finally:
+        on_server("nfsd-down; nfsd-up")
+    with mounted("4.2") as at:
+        os.listdir(at)
 done()
