@@ -55,8 +55,8 @@ pub(super) struct DmaBuf {
 
 impl DmaBuf {
     /// Allocates `size` bytes near the device and maps them. Sleeps.
-    pub(super) fn new(pd: &Arc<Pd>, size: usize, dir: Direction) -> Result<Self> {
-        let buf = KBuf::new(size, RawGfp::NOIO, pd.lease().node())?;
+    pub(super) fn new(pd: &Arc<Pd>, size: usize, dir: Direction, gfp: RawGfp) -> Result<Self> {
+        let buf = KBuf::new(size, gfp, pd.lease().node())?;
         let dev = pd.lease().as_raw();
         // SAFETY: The lease keeps the device; the memory is kmalloc'ed and `size` bytes long.
         let addr = unsafe {

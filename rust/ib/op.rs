@@ -39,6 +39,7 @@ use crate::{
     bindings,
     rt::{
         err,
+        kbuf::RawGfp,
         pages::Region,
         pagevec::PageVec,
         stack::{
@@ -133,6 +134,7 @@ impl<S: Service> Op<S> {
                 conn.domain.pd(),
                 bytes as usize,
                 Direction::ToDevice,
+                RawGfp::KERNEL,
             )?),
             None => None,
         };

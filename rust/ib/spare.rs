@@ -20,7 +20,10 @@ use super::{
     pd::Pd,
     raw_mr::RawMr, //
 };
-use crate::rt::queue;
+use crate::rt::{
+    kbuf::RawGfp,
+    queue, //
+};
 use kernel::{
     alloc::flags::GFP_NOWAIT,
     prelude::*,
@@ -85,7 +88,7 @@ impl Parts {
                 return Ok(buf);
             }
         }
-        DmaBuf::new(&self.pd, size, dir)
+        DmaBuf::new(&self.pd, size, dir, RawGfp::NOIO)
     }
 
     /// A region for `depth` pages that is there. Those of another kind go. Sleeps.

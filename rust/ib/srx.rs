@@ -32,6 +32,7 @@ use crate::{
     bindings,
     rt::{
         err,
+        kbuf::RawGfp,
         stack::{
             Linked,
             Stack, //
@@ -95,6 +96,7 @@ impl<S: Service> RxBuf<S> {
                     domain.pd(),
                     size as usize,
                     Direction::FromDevice,
+                    RawGfp::KERNEL,
                 )?),
                 // CAST: 32 bits fit.
                 number: number as usize,
