@@ -193,15 +193,23 @@ impl<S: Service> Op<S> {
         pieces: impl Iterator<Item = Region<'a>>,
     ) -> Result<u32> {
         let mut pieces = pieces.peekable();
+        let most = if self.is_reply() {
+            usize::MAX
+        } else {
+            shared.limits().read_pages
+        };
         let mut count = 0u32;
         while pieces.peek().is_some() {
             let mut rw = shared.take_rw(self.direction())?;
             let mut bytes = 0u32;
             // One context covers what is contiguous except for page boundaries: the RDMA core may
-            // map it as one range.
+            // map it as one range. No piece of a read crosses a page boundary.
             let mut end = 0u32;
             while let Some(piece) = pieces.next_if(|piece| {
-                bytes == 0 || (page_offset(end) == 0 && page_offset(piece.offset()) == 0)
+                bytes == 0
+                    || (page_offset(end) == 0
+                        && page_offset(piece.offset()) == 0
+                        && rw.pieces.len() < most)
             }) {
                 rw.pieces.push(
                     bindings::bio_vec {

@@ -32,8 +32,9 @@ const MAX_TRANSFER_WRS: u32 = 2048;
 /// The least room for transfers: as many work requests as there can be segments in a message.
 const MIN_TRANSFER_WRS: u32 = 1100;
 
-/// Pages that one memory region of the RDMA core covers, on devices that need regions to read.
-const PAGES_PER_REGION: u32 = 256;
+/// Pages that one memory region of the RDMA core covers at most, on devices that need regions to
+/// read.
+const MAX_PAGES_PER_REGION: u32 = 256;
 
 /// Segments, each of which needs a region of its own there, in which a peer may name what it has for
 /// one region (row S21).
@@ -78,6 +79,11 @@ pub(crate) struct ServerLimits {
     pub(super) recv_wr: u32,
     pub(super) sges: u32,
     pub(super) regions: u32,
+    /// Pages that one context can read into.
+    ///
+    /// Where it needs regions to read, the RDMA core takes one for as many ranges of a context as a
+    /// region has pages. An IOMMU may make one range of many pages, which then do not fit.
+    pub(super) read_pages: usize,
     iwarp: bool,
     pub(super) initiator_depth: u8,
 }
@@ -131,6 +137,9 @@ impl ServerLimits {
             .unwrap_or(0)
             .clamp(1, MAX_SGES);
         let read_sges = u32::try_from(attrs.max_sge_rd).unwrap_or(0).clamp(1, sges);
+        let region_pages = attrs
+            .max_fast_reg_page_list_len
+            .clamp(1, MAX_PAGES_PER_REGION);
         let mut requests = params.requests;
         loop {
             let rx_batch = (requests / 8).clamp(1, 16);
@@ -170,10 +179,16 @@ impl ServerLimits {
                     sges,
                     regions: if iwarp {
                         requests
-                            .saturating_mul(params.max_pages.div_ceil(PAGES_PER_REGION))
+                            .saturating_mul(params.max_pages.div_ceil(region_pages))
                             .saturating_mul(SEGMENTS_PER_REGION)
                     } else {
                         0
+                    },
+                    read_pages: if iwarp {
+                        // CAST: Hundreds.
+                        region_pages as usize
+                    } else {
+                        usize::MAX
                     },
                     iwarp,
                     // CAST: It came from a byte.

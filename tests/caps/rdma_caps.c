@@ -6,7 +6,9 @@
  *
  * A capability is a number in the device's attributes, or one of the words below. What exceeds a
  * number is refused, as hardware would do it, with a line in the kernel log, by which tests notice
- * transports that ask for too much. What is written to parameters/fail_posts and fail_maps is how
+ * transports that ask for too much. With "merge", a scatterlist that is given to a region has to fit
+ * as a whole: an IOMMU would make one range of it, of which the rest does not go to the next region.
+ * That is for servers that read by the RDMA core's contexts. What is written to parameters/fail_posts and fail_maps is how
  * many of the next postings of work requests, and mappings of regions, fail.
  *
  * For tests only: nothing may use the device when this is loaded or unloaded.
@@ -25,7 +27,7 @@ MODULE_PARM_DESC(device, "name of the RDMA device");
 
 static char *caps = "";
 module_param(caps, charp, 0444);
-MODULE_PARM_DESC(caps, "comma-separated list of NAME=NUMBER, no_mem_mgt, no_local_lkey, sg_gaps");
+MODULE_PARM_DESC(caps, "comma-separated list of NAME=NUMBER, no_mem_mgt, no_local_lkey, sg_gaps, merge");
 
 static int fail_posts;
 module_param(fail_posts, int, 0644);
@@ -40,6 +42,7 @@ static struct ib_device_attr attrs;
 static struct ib_device_ops ops;
 static int vectors;
 static bool sg_gaps;
+static bool merge;
 static atomic_t regions;
 
 #define NUMBER(field) { #field, offsetof(struct ib_device_attr, field) }
@@ -123,6 +126,16 @@ static int dereg_mr(struct ib_mr *mr, struct ib_udata *udata)
 	return ret;
 }
 
+/* Of a list that no IOMMU has merged, from this entry to the last one. */
+static u64 pages_of(struct scatterlist *sg)
+{
+	u64 pages = 0;
+
+	for (; sg; sg = sg_next(sg))
+		pages += DIV_ROUND_UP(offset_in_page(sg_dma_address(sg)) + sg_dma_len(sg), PAGE_SIZE);
+	return pages;
+}
+
 /* siw keeps addresses and lengths, and needs pages for counting only. */
 static int map_mr_sg(struct ib_mr *mr, struct scatterlist *sg, int nents, unsigned int *offset)
 {
@@ -134,6 +147,10 @@ static int map_mr_sg(struct ib_mr *mr, struct scatterlist *sg, int nents, unsign
 	if (READ_ONCE(fail_maps) > 0) {
 		WRITE_ONCE(fail_maps, fail_maps - 1);
 		return ops.map_mr_sg(mr, sg, nents - 1, offset);
+	}
+	if (merge && pages_of(sg) > mr->device->attrs.max_fast_reg_page_list_len) {
+		pr_info_once("rdma_caps: a list that is too long once it is merged\n");
+		return 0;
 	}
 	if (mr->type != IB_MR_TYPE_SG_GAPS)
 		return ops.map_mr_sg(mr, sg, nents, offset);
@@ -194,6 +211,10 @@ static int set(struct ib_device *dev, char *word)
 			return -EOPNOTSUPP;
 		dev->attrs.kernel_cap_flags |= IBK_SG_GAPS_REG;
 		sg_gaps = true;
+		return 0;
+	}
+	if (!strcmp(word, "merge")) {
+		merge = true;
 		return 0;
 	}
 	if (!value)

@@ -26,7 +26,7 @@ COMPARE = "COMPARE" in os.environ
 
 # What `make test` has of all this.
 SHORT = ("max_send_sge=1", "max_qp_wr=4", "list_len=17", "list_len=16", "no_mem_mgt", "rd_atom=0",
-         "sg_gaps", "fail_")
+         "sg_gaps", "merge", "fail_")
 # What can be used, with either end having it or both; which versions of NFS; of what device.
 GOOD = (
     ("max_send_sge=1,max_recv_sge=1,max_sge_rd=1", "both", "3 4.2", "rxe"),
@@ -45,6 +45,7 @@ GOOD = (
     ("num_comp_vectors=1,max_srq=0", "both", "4.2", "rxe"),
     ("max_sgl_rd=1", "both", "4.2", "rxe"),
     ("sg_gaps", "client", "3 4.2", "siw"),
+    ("merge,max_fast_reg_page_list_len=32", "server", "4.2", "siw"),
 )
 # What cannot, what the end that has it says about it, and of what device.
 BAD = (
