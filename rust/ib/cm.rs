@@ -333,25 +333,10 @@ impl Id {
         NonNull::new(unsafe { (*self.raw.as_ptr()).qp }).ok_or(EINVAL)
     }
 
-    /// As [`Self::create_qp`], without an address: for the device of tests, which nobody can reach.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Self::create_qp`].
+    /// The identifier as C knows it.
     #[cfg(CONFIG_KUNIT = "y")]
-    pub(super) unsafe fn create_qp_unbound(
-        &self,
-        domain: &Domain,
-        attr: &mut bindings::ib_qp_init_attr,
-    ) -> Result<NonNull<bindings::ib_qp>> {
-        // SAFETY: The protection domain is valid, and as the caller promises.
-        let qp = from_err_ptr(unsafe {
-            bindings::ib_create_qp_kernel(domain.as_raw(), attr, super::conn::OWNER.as_char_ptr())
-        })?;
-        // INVARIANT: `destroy_qp` finds it there, as it does those of the connection manager.
-        // SAFETY: By the type invariant; the identifier is not used by anybody else.
-        unsafe { (*self.raw.as_ptr()).qp = qp };
-        NonNull::new(qp).ok_or(EINVAL)
+    pub(super) fn as_raw(&self) -> *mut bindings::rdma_cm_id {
+        self.raw.as_ptr()
     }
 
     /// Destroys the queue pair if there is one. Sleeps.

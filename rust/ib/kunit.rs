@@ -13,10 +13,7 @@ mod tests {
             self,
             DeviceLease, //
         },
-        fake::{
-            Asked,
-            Fake, //
-        },
+        fake::Asked,
         trial::*, //
     };
     use crate::rt::{
@@ -34,8 +31,7 @@ mod tests {
 
     #[test]
     fn region_of_a_set_that_is_not_sent_is_idle_again() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         let before = idle(&conn);
         fake.asked()?;
         let (first, keys) = set(&mut conn, &alive)?;
@@ -61,8 +57,7 @@ mod tests {
 
     #[test]
     fn regions_are_registered_before_their_message() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         fake.asked()?;
         let keys = send_set(&mut conn, &seen, &alive)?;
         let asked = fake.asked()?;
@@ -84,8 +79,7 @@ mod tests {
 
     #[test]
     fn peer_ends_a_set_by_the_keys_of_all_its_regions() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         let before = idle(&conn);
         let keys = send_set(&mut conn, &seen, &alive)?;
         let (Some(&first), Some(&second)) = (keys.first(), keys.last()) else {
@@ -124,8 +118,7 @@ mod tests {
 
     #[test]
     fn fence_gives_the_lease_when_the_last_invalidation_is_complete() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         let before = idle(&conn);
         let keys = send_set(&mut conn, &seen, &alive)?;
         fake.complete(fake.sends(), OK);
@@ -160,10 +153,9 @@ mod tests {
 
     #[test]
     fn fence_that_fails_gives_the_set_back_for_the_end_of_its_connection() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let (other_fake, other_seen) = (Fake::new()?, Proto::seen()?);
-        let other = connection(&other_fake, &other_seen)?.shutdown();
-        let mut conn = connection(&fake, &seen)?;
+        let (_other_fake, _, _, other) = trial()?;
+        let other = other.shutdown();
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         fake.complete(fake.sends(), OK);
         seen.lock().then = Then::Invalidate(1);
@@ -191,8 +183,7 @@ mod tests {
     fn fence_that_cannot_be_posted_gives_the_set_back() -> Result {
         // None of the chain is taken, and a part of it.
         for taken in 0..TWO {
-            let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-            let mut conn = connection(&fake, &seen)?;
+            let (fake, seen, alive, mut conn) = trial()?;
             send_set(&mut conn, &seen, &alive)?;
             fake.take_only(taken);
             seen.lock().then = Then::Invalidate(1);
@@ -210,8 +201,7 @@ mod tests {
 
     #[test]
     fn fence_that_the_device_forgets_ends_with_the_connection() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         seen.lock().then = Then::Invalidate(9);
         assert!(fake.receive(b"reply", None));
@@ -225,8 +215,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_fence_ends_with_it_or_with_the_connection() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         let before = idle(&conn);
         send_set(&mut conn, &seen, &alive)?;
         fake.be_prompt();
@@ -248,8 +237,7 @@ mod tests {
 
     #[test]
     fn set_that_is_dropped_keeps_its_memory_until_the_end() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         fake.asked()?;
         let set = take_set(&seen)?;
@@ -272,8 +260,7 @@ mod tests {
 
     #[test]
     fn receives_for_all_credits_are_posted_and_posted_again() -> Result {
-        let (fake, seen) = (Fake::new()?, Proto::seen()?);
-        let conn = connection(&fake, &seen)?;
+        let (fake, seen, _, conn) = trial()?;
         let (all, batch) = (
             conn.inner.limits.rx_count as usize,
             conn.inner.limits.rx_batch as usize,
@@ -305,8 +292,7 @@ mod tests {
 
     #[test]
     fn receive_that_fails_ends_the_connection_once() -> Result {
-        let (fake, seen) = (Fake::new()?, Proto::seen()?);
-        let conn = connection(&fake, &seen)?;
+        let (fake, seen, _, conn) = trial()?;
         fake.take_only(0);
         let batch = conn.inner.limits.rx_batch as usize;
         for _ in 0..batch + 1 {
@@ -321,8 +307,7 @@ mod tests {
 
     #[test]
     fn sends_make_room_when_a_later_one_is_complete() -> Result {
-        let (fake, seen) = (Fake::new()?, Proto::seen()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, _, mut conn) = trial()?;
         let all = conn.inner.limits.tx_count as usize;
         for round in 0..5 {
             let mut sent = 0;
@@ -351,8 +336,7 @@ mod tests {
 
     #[test]
     fn room_that_came_before_somebody_waits_is_told() -> Result {
-        let (fake, seen) = (Fake::new()?, Proto::seen()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, _, mut conn) = trial()?;
         while let Some(tx) = conn.reserve() {
             tx.send(16)?;
         }
@@ -368,8 +352,7 @@ mod tests {
 
     #[test]
     fn regions_that_came_before_somebody_waits_are_told() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         fake.be_prompt();
         let mut sets = KVec::with_capacity(8, GFP_KERNEL)?;
         while idle(&conn) > 0 {
@@ -396,8 +379,7 @@ mod tests {
 
     #[test]
     fn completion_leads_to_its_owner() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         // An unsignalled work request that fails is one nobody owns: it ends the connection, once.
         send_set(&mut conn, &seen, &alive)?;
         fake.complete(TWO, FAILED);
@@ -414,8 +396,7 @@ mod tests {
 
     #[test]
     fn teardown_has_its_order() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         fake.asked()?;
         let proof = conn.shutdown();
@@ -445,8 +426,7 @@ mod tests {
 
     #[test]
     fn teardown_takes_back_what_a_failed_device_keeps() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         fake.fail();
         let proof = conn.shutdown();
@@ -460,8 +440,7 @@ mod tests {
 
     #[test]
     fn removal_of_the_device_waits_for_the_last_region() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         let removed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
         let raw = fake.as_raw().expose_provenance();
@@ -492,8 +471,7 @@ mod tests {
 
     #[test]
     fn next_connection_has_what_the_last_one_left() -> Result {
-        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
-        let conn = connection(&fake, &seen)?;
+        let (fake, seen, _, conn) = trial()?;
         let before = idle(&conn);
         let (proof, spare) = conn.retire();
         drop(proof);
@@ -513,8 +491,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_the_next_while_a_region_of_the_last_is_out() -> Result {
-        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
-        let mut conn = connection(&fake, &seen)?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         let (proof, spare) = conn.retire();
         let set = take_set(&seen)?;
@@ -532,8 +509,7 @@ mod tests {
 
     #[test]
     fn nothing_is_left_to_the_next_of_what_the_device_keeps() -> Result {
-        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
-        let conn = connection(&fake, &seen)?;
+        let (fake, seen, _, conn) = trial()?;
         conn.domain.pd().taint();
         let (proof, spare) = conn.retire();
         drop(proof);
@@ -548,8 +524,8 @@ mod tests {
 
     #[test]
     fn removal_of_the_device_takes_what_was_left() -> Result {
-        let (fake, seen, _) = (Fake::new()?, Proto::seen()?, counter()?);
-        let (proof, spare) = connection(&fake, &seen)?.retire();
+        let (fake, _, _, conn) = trial()?;
+        let (proof, spare) = conn.retire();
         drop(proof);
         assert!(spare.is_some());
         // SAFETY: The device stays, and nobody else uses it.

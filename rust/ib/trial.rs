@@ -17,6 +17,7 @@ use super::{
         Exposing, //
     },
     fake::{
+        self,
         Asked,
         Fake,
         DEPTH, //
@@ -253,8 +254,15 @@ impl Protocol for Proto {
     }
 }
 
+/// A device, what the protocol of its connection has seen, a counter of leases, and the connection.
+pub(super) fn trial() -> Result<(Fake, Seen, Arc<Atomic<u32>>, Conn<Proto>)> {
+    let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+    let conn = connection(&fake, &seen)?;
+    Ok((fake, seen, alive, conn))
+}
+
 /// All that [`Conn::connect`] makes, without a peer.
-pub(super) fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
+fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
     next_connection(fake, seen, None)
 }
 
@@ -292,7 +300,7 @@ pub(super) fn next_connection(
     let mut conn = Conn::new(id, domain, inner);
     conn.make_queues(&params, &mut parts, |id, domain, attr| {
         // SAFETY: As `make_queues` promises.
-        unsafe { id.create_qp_unbound(domain, attr) }
+        unsafe { fake::create_qp(id.as_raw(), domain, attr) }
     })?;
     conn.inner.phase.store(phase::UP, Release);
     Ok(conn)
