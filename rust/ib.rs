@@ -44,6 +44,8 @@ mod expose;
 mod fake;
 mod inner;
 mod kunit;
+mod kunit_passive;
+mod kunit_server;
 mod limits;
 mod mr;
 mod op;
@@ -60,8 +62,15 @@ mod sq;
 mod srx;
 #[cfg(CONFIG_KUNIT = "y")]
 mod trial;
+#[cfg(CONFIG_KUNIT = "y")]
+mod trial_server;
 mod tx;
 
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use self::fake::{
+    Asked,
+    Fake, //
+};
 pub(crate) use self::{
     conn::{
         Conn,
@@ -100,7 +109,10 @@ pub(crate) use self::{
         ServerConn,
         Service, //
     },
-    server_limits::ServerParams,
+    server_limits::{
+        ServerLimits,
+        ServerParams, //
+    },
     spare::Spare,
     srx::Message,
     tx::Regions, //

@@ -22,6 +22,9 @@
 mod bc;
 mod conn;
 mod ctxt;
+// What the macro of tests makes is unsafe, the tests are not.
+#[allow(unsafe_code)]
+mod kunit;
 mod plan;
 mod recv;
 mod send;

@@ -32,6 +32,12 @@ mod xprt;
 use crate::trace;
 use kernel::prelude::*;
 
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use self::svc::{
+    take,
+    TrialRqst,
+    TrialXprt, //
+};
 pub(crate) use self::{
     class::{
         register as register_client,

@@ -57,7 +57,7 @@ use kernel::{
 };
 
 /// Idle contexts that are kept for one connection.
-const IDLE_RWS: usize = 256;
+pub(super) const IDLE_RWS: usize = 256;
 
 /// Idle contexts whose list of pieces is longer are not kept.
 const IDLE_PIECES: usize = 288;

@@ -58,7 +58,7 @@ use kernel::{
 const BACKLOG: c_int = 10;
 
 /// Requests that may wait to be accepted; more are rejected.
-const MAX_WAITING: usize = 128;
+pub(super) const MAX_WAITING: usize = 128;
 
 /// How soon a listener whose address, or device, has gone tries again.
 const RETRY_MS: u32 = 1000;
@@ -234,11 +234,11 @@ enum Life {
 
 /// What the event handler of a listening identifier sees.
 #[pin_data]
-struct Port {
+pub(super) struct Port {
     #[pin]
     life: Mutex<Life>,
     #[pin]
-    waiting: SpinLock<Option<KVec<KBox<Incoming>>>>,
+    pub(super) waiting: SpinLock<Option<KVec<KBox<Incoming>>>>,
     doorbell: Arc<dyn Doorbell>,
     /// The address, or the device, of the identifier has changed.
     moved: AtomicFlag,
@@ -255,7 +255,7 @@ impl_has_work! {
 
 /// A port that peers can connect to. Dropping it stops it.
 pub(crate) struct Listener {
-    port: Arc<Port>,
+    pub(super) port: Arc<Port>,
 }
 
 impl Listener {
@@ -546,7 +546,7 @@ impl Link for Waiting {
 ///
 /// Called by the connection manager with an identifier made by [`Port::make`], or one for a request
 /// that came in there, and one of its events.
-unsafe extern "C" fn port_handler(
+pub(super) unsafe extern "C" fn port_handler(
     id: *mut bindings::rdma_cm_id,
     event: *mut bindings::rdma_cm_event,
 ) -> c_int {
@@ -581,7 +581,7 @@ unsafe extern "C" fn port_handler(
 ///
 /// Called by the connection manager with the identifier of an [`Incoming`], or of the connection
 /// that was made of it, and one of its events.
-unsafe extern "C" fn peer_handler(
+pub(super) unsafe extern "C" fn peer_handler(
     id: *mut bindings::rdma_cm_id,
     event: *mut bindings::rdma_cm_event,
 ) -> c_int {

@@ -171,13 +171,17 @@ impl<S: Service> Watch<S> {
         shared: &Arc<Shared<S>>,
         events: &Arc<PeerEvents>,
     ) -> Result<Ticker<Watch<S>>> {
-        let watch = Self {
+        Ticker::new(PERIOD_MS, Self::new(shared, events))
+    }
+
+    /// Looks at the connection when its [`Tick::tick`] is called.
+    pub(super) fn new(shared: &Arc<Shared<S>>, events: &Arc<PeerEvents>) -> Self {
+        Self {
             shared: shared.clone(),
             events: events.clone(),
             quiet: Atomic::new(0),
             met: AtomicFlag::new(false),
-        };
-        Ticker::new(PERIOD_MS, watch)
+        }
     }
 }
 

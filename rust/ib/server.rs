@@ -339,7 +339,7 @@ pub(crate) struct ServerConn<S: Service> {
     watch: Option<Ticker<Watch<S>>>,
     cqs: Option<(Cq, Cq)>,
     listening: Option<Listening>,
-    incoming: KBox<Incoming>,
+    pub(super) incoming: KBox<Incoming>,
     // The lease on the device goes last.
     pub(super) domain: Arc<Domain>,
 }
@@ -355,6 +355,24 @@ impl<S: Service> ServerConn<S> {
         private: &[u8],
         new: impl FnOnce(&ServerLimits) -> Result<S>,
     ) -> Result<Self> {
+        let mut this = Self::new(incoming, params, new)?;
+        // From here on `tear_down` undoes what was done.
+        this.make_queues(|id, domain, attr| {
+            // SAFETY: The identifier is valid; as `make_queues` promises.
+            to_result(unsafe { bindings::rdma_create_qp(id, domain.as_raw(), attr) })?;
+            // SAFETY: As above; the queue pair was just made.
+            NonNull::new(unsafe { (*id).qp }).ok_or(EINVAL)
+        })?;
+        this.answer(private)?;
+        Ok(this)
+    }
+
+    /// A connection without queues. Sleeps.
+    pub(super) fn new(
+        incoming: KBox<Incoming>,
+        params: &ServerParams,
+        new: impl FnOnce(&ServerLimits) -> Result<S>,
+    ) -> Result<Self> {
         let raw = incoming.id.as_ptr();
         // SAFETY: The identifier of a request is bound to a device and a port.
         let (dev, port) = unsafe { ((*raw).device, (*raw).port_num) };
@@ -365,20 +383,28 @@ impl<S: Service> ServerConn<S> {
             .and_then(Domain::new)
             .inspect_err(|e| trace::svcrdma_pd_err(|| (peer(), status(*e))))?;
         let shared = Shared::new(new(&limits)?, limits, &incoming, port, domain.lkey())?;
-        let mut this = Self {
+        Ok(Self {
             shared,
             domain,
             watch: None,
             cqs: None,
             listening: None,
             incoming,
-        };
-        // From here on `tear_down` undoes what was done.
-        this.bring_up(private)?;
-        Ok(this)
+        })
     }
 
-    fn bring_up(&mut self, private: &[u8]) -> Result {
+    /// Makes the queues, and posts all Receives. Sleeps.
+    ///
+    /// `make_qp` gets queues of the same device, which outlive the queue pair that it makes for the
+    /// identifier.
+    pub(super) fn make_queues(
+        &mut self,
+        mut make_qp: impl FnMut(
+            *mut bindings::rdma_cm_id,
+            &Domain,
+            &mut bindings::ib_qp_init_attr,
+        ) -> Result<NonNull<bindings::ib_qp>>,
+    ) -> Result {
         let shared = &self.shared;
         let domain = &self.domain;
         let limits = shared.limits;
@@ -404,18 +430,16 @@ impl<S: Service> ServerConn<S> {
         shared.queues.1.store(recv_cq.id(), Relaxed);
         self.cqs = Some((send_cq, recv_cq));
         let mut sges = limits.sges;
-        loop {
+        // `tear_down` destroys the queue pair before it drops the queues.
+        let qp = loop {
             attr.cap = pin_init::zeroed();
             attr.cap.max_send_wr = cqe(limits.send_wr);
             attr.cap.max_recv_wr = limits.recv_wr;
             attr.cap.max_send_sge = sges;
             attr.cap.max_recv_sge = 1;
             attr.cap.max_rdma_ctxs = limits.regions;
-            // SAFETY: The identifier is valid; the queues are of the same device and outlive the
-            // queue pair: `tear_down` sees to that.
-            let ret = unsafe { bindings::rdma_create_qp(id, domain.as_raw(), &mut attr) };
-            match to_result(ret) {
-                Ok(()) => break,
+            match make_qp(id, domain, &mut attr) {
+                Ok(qp) => break qp,
                 // Long work requests may be too much for the length of the queue.
                 Err(_) if sges > 4 => sges /= 2,
                 Err(e) => {
@@ -423,9 +447,7 @@ impl<S: Service> ServerConn<S> {
                     return Err(e);
                 }
             }
-        }
-        // SAFETY: The queue pair was just made.
-        let qp = NonNull::new(unsafe { (*id).qp }).ok_or(EINVAL)?;
+        };
         // INVARIANT: `tear_down` drains it and clears the pointer before it is destroyed.
         shared.qp.store(qp.as_ptr(), Release);
 
@@ -433,8 +455,14 @@ impl<S: Service> ServerConn<S> {
         for number in 0..limits.messages {
             shared.put_rx(RxBuf::new(shared, domain, number, limits.msg_bytes)?);
         }
-        shared.post_receives(1)?;
+        shared.post_receives(1)
+    }
 
+    /// Tells the peer that it has the connection. Sleeps.
+    fn answer(&mut self, private: &[u8]) -> Result {
+        let shared = &self.shared;
+        let limits = shared.limits;
+        let id = self.incoming.id.as_ptr();
         let mut param = bindings::rdma_conn_param {
             private_data: private.as_ptr().cast(),
             private_data_len: u8::try_from(private.len())?,

@@ -43,7 +43,7 @@ use kernel::{
 
 /// How much room there is, and who waits for more.
 pub(super) struct Sq<S: Service> {
-    room: u32,
+    pub(super) room: u32,
     depth: u32,
     /// Replies that are in line or posted, and how many are enough.
     replies: u32,

@@ -18,6 +18,7 @@ use crate::{
         Message,
         Reply,
         ServerConn,
+        ServerLimits,
         ServerParams,
         Service, //
     },
@@ -78,6 +79,24 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
+    /// Makes one when it is known how many messages there can be. May sleep.
+    pub(super) fn new(
+        addr: SockAddr,
+        handle: SvcHandle,
+    ) -> impl FnOnce(&ServerLimits) -> Result<Self> {
+        move |limits| {
+            // CAST: Thousands.
+            let messages = limits.messages as usize;
+            Ok(Self {
+                addr,
+                device: limits.device,
+                inbox: Inbox::new(handle.clone(), messages.saturating_mul(2), messages)?,
+                ctxts: Pool::new()?,
+                handle,
+            })
+        }
+    }
+
     fn deliver(&self, result: Result<(), Work>) {
         // There is room for what a client that respects its credits can cause.
         if result.is_err() {
@@ -158,39 +177,47 @@ impl Connection {
         limits: ServiceLimits,
         handle: SvcHandle,
     ) -> Result<Self> {
-        let msg_bytes = tunables::max_req_size();
+        let params = Self::params(limits);
         let private = PrivateData {
             remote_invalidation: false,
-            send_size: msg_bytes,
-            recv_size: msg_bytes,
+            send_size: params.msg_bytes,
+            recv_size: params.msg_bytes,
         };
         let client = PrivateData::decode(incoming.private());
-        let addr = incoming.remote();
-        let params = ServerParams {
+        let new = Peer::new(incoming.remote(), handle);
+        let rdma = ServerConn::accept(incoming, &params, &private.encode(), new)?;
+        Ok(Self::of(rdma, client, params))
+    }
+
+    /// What is asked of RDMA connections.
+    pub(super) fn params(limits: ServiceLimits) -> ServerParams {
+        ServerParams {
             requests: tunables::max_requests(),
             min_requests: MIN_REQUESTS,
             extra: BC_REQUESTS,
-            msg_bytes,
+            msg_bytes: tunables::max_req_size(),
             max_pages: limits.max_pages,
-        };
-        let rdma = ServerConn::accept(incoming, &params, &private.encode(), |limits| {
-            // CAST: Thousands.
-            let messages = limits.messages as usize;
-            Ok(Peer {
-                addr,
-                device: limits.device,
-                inbox: Inbox::new(handle.clone(), messages.saturating_mul(2), messages)?,
-                ctxts: Pool::new()?,
-                handle,
-            })
-        })?;
+        }
+    }
+
+    /// The connection of a client that has said this of itself.
+    pub(super) fn of(
+        rdma: ServerConn<Peer>,
+        client: Option<PrivateData>,
+        params: ServerParams,
+    ) -> Self {
+        let ServerParams {
+            msg_bytes,
+            max_pages,
+            ..
+        } = params;
         // CAST: At most 64 KiB.
         let max_send = client.map_or(wire::INLINE_DEFAULT, |client| client.recv_size) as usize;
         let credits = rdma.limits().requests;
         let invalidate = rdma.limits().remote_invalidation
             && client.is_some_and(|client| client.remote_invalidation);
         // CAST: 64 bits are enough for pages.
-        let bytes = u64::from(limits.max_pages).saturating_mul(PAGE_SIZE as u64);
+        let bytes = u64::from(max_pages).saturating_mul(PAGE_SIZE as u64);
         say!(
             pr_info,
             "connection of client {} by device {}: {} credits, messages of {} and {} bytes\n",
@@ -200,19 +227,19 @@ impl Connection {
             max_send.min(msg_bytes as usize),
             msg_bytes
         );
-        Ok(Self {
+        Self {
             credits,
             max_send: max_send.min(msg_bytes as usize),
             invalidate,
             limits: CallLimits {
-                max_segs: limits.max_pages,
+                max_segs: max_pages,
                 max_read_bytes: bytes,
                 // What the segments take of pages is known when it is known where they go.
                 page_size: 1,
                 empty_chunks: false,
             },
             rdma,
-        })
+        }
     }
 
     /// The RDMA connection.

@@ -104,7 +104,7 @@ fn room(chunk: &Chunk<'_>) -> u32 {
 #[pin_data]
 pub(super) struct Pool {
     #[pin]
-    idle: SpinLock<KVec<KBox<CallCtxt>>>,
+    pub(super) idle: SpinLock<KVec<KBox<CallCtxt>>>,
 }
 
 impl Pool {

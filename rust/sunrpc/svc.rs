@@ -19,6 +19,8 @@
 mod bc;
 mod class;
 mod rqst;
+#[cfg(CONFIG_KUNIT = "y")]
+mod trial;
 mod xprt;
 
 use super::XdrView;
@@ -28,6 +30,12 @@ use crate::rt::net::{
 };
 use kernel::prelude::*;
 
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use self::trial::{
+    take,
+    TrialRqst,
+    TrialXprt, //
+};
 pub(crate) use self::{
     bc::register as register_bc,
     class::SvcRegistration,

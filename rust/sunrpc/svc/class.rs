@@ -126,13 +126,16 @@ impl<T: ServerTransport> Vtable<T> {
 }
 
 /// A transport that sunrpc does not know yet. Dropping it frees it.
-struct Newborn<T: ServerTransport>(NonNull<SvcXprt<T>>);
+pub(super) struct Newborn<T: ServerTransport>(NonNull<SvcXprt<T>>);
 
 impl<T: ServerTransport> Newborn<T> {
     /// # Safety
     ///
     /// The namespace and the service are valid.
-    unsafe fn new(net: *mut bindings::net, serv: *mut bindings::svc_serv) -> Result<Self> {
+    pub(super) unsafe fn new(
+        net: *mut bindings::net,
+        serv: *mut bindings::svc_serv,
+    ) -> Result<Self> {
         // SAFETY: As the caller promises; the class is static.
         let xprt = unsafe { SvcXprt::<T>::new(net, CLASS.0.get(), serv) }?;
         // SAFETY: Just made.
@@ -142,7 +145,7 @@ impl<T: ServerTransport> Newborn<T> {
         Ok(Self(xprt))
     }
 
-    fn xprt(&self) -> &SvcXprt<T> {
+    pub(super) fn xprt(&self) -> &SvcXprt<T> {
         // SAFETY: The transport is ours.
         unsafe { self.0.as_ref() }
     }

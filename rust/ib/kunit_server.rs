@@ -1,0 +1,499 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of accepted connections, on a device that does what the test says ([`super::fake`]):
+//! the receive ring, places in the send queue, what operations hold and when they let go of it, and
+//! the order of the end.
+
+use kernel::prelude::*;
+
+#[kunit_tests(rpcrdma_ib_server)]
+mod tests {
+    use super::super::{
+        conn::Lost,
+        device::{
+            self,
+            Link, //
+        },
+        fake::Asked,
+        op::IDLE_RWS,
+        probe::Watch,
+        trial::{
+            count,
+            order,
+            FAILED,
+            OK, //
+        },
+        trial_server::*, //
+    };
+    use crate::{
+        bindings,
+        rt::{
+            completion::Completion,
+            err,
+            queue,
+            ticker::Tick, //
+        }, //
+    };
+    use kernel::{
+        page::PAGE_SIZE,
+        prelude::*,
+        sync::{
+            atomic::Relaxed,
+            Arc, //
+        }, //
+    };
+
+    const FLUSHED: u32 = bindings::ib_wc_status_IB_WC_WR_FLUSH_ERR;
+    const PAGE: u32 = PAGE_SIZE as u32;
+    /// Work requests of a reply of which two do not fit into the send queue, and its writes.
+    const LONG: usize = WRITES + 1;
+    const WRITES: usize = 600;
+
+    #[test]
+    fn receives_for_all_credits_are_posted_before_there_is_an_answer() -> Result {
+        let (fake, _, _, conn) = server()?;
+        let limits = *conn.limits();
+        let wanted = PARAMS.requests + PARAMS.extra + limits.rx_batch;
+        assert_eq!(limits.messages, wanted);
+        assert_eq!(fake.receives(), wanted as usize);
+        Ok(())
+    }
+
+    #[test]
+    fn receive_is_posted_again_by_whoever_drops_its_message() -> Result {
+        let (fake, seen, _, conn) = server()?;
+        let limits = *conn.limits();
+        let (all, batch) = (limits.messages as usize, limits.rx_batch as usize);
+        for n in 1..=50 {
+            assert!(fake.receive(b"message", None));
+            assert_eq!(seen.lock().received, n);
+            // No more than a batch is missing, ever.
+            assert!(fake.receives() + batch > all);
+        }
+        // A peer that respects its credits finds a Receive, whatever the service does.
+        seen.lock().keep = true;
+        for n in 0..PARAMS.requests + PARAMS.extra {
+            assert!(fake.receive(&[n as u8; 8], None));
+        }
+        let kept = take_kept(&seen);
+        assert_eq!(kept.len(), (PARAMS.requests + PARAMS.extra) as usize);
+        assert!(fake.receives() + kept.len() <= all);
+        // What is kept is nobody else's.
+        seen.lock().keep = false;
+        for _ in 0..5 {
+            fake.receive(b"message", None);
+        }
+        let mut messages = (0u8..).zip(kept.iter());
+        assert!(messages.all(|(n, msg)| msg.bytes() == [n; 8]));
+        drop(kept);
+        assert!(fake.receives() + batch > all && fake.receives() <= all);
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn receive_that_cannot_be_posted_ends_the_connection() -> Result {
+        for (taken, vague) in [(0, false), (1, false), (0, true), (1, true)] {
+            let (fake, seen, _, conn) = server()?;
+            let batch = conn.limits().rx_batch as usize;
+            if vague {
+                fake.take_only_vaguely(taken);
+            } else {
+                fake.take_only(taken);
+            }
+            for _ in 0..batch {
+                assert!(fake.receive(b"message", None));
+            }
+            assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::PostFailed));
+            // A device that does not say what it took may have taken all of it.
+            let back = if vague { 0 } else { batch - taken };
+            assert_eq!(conn.shared.rx.lock().free.len(), back);
+            drop(conn);
+            assert_eq!(seen.lock().received, batch);
+            // The protection domain is gone, so every buffer is.
+            assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn message_that_outlives_its_connection_is_not_posted() -> Result {
+        let (fake, seen, _, conn) = server()?;
+        seen.lock().keep = true;
+        assert!(fake.receive(b"late", None));
+        drop(conn);
+        assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::DeallocPd), 0);
+        let kept = take_kept(&seen);
+        assert!(kept.iter().all(|msg| msg.bytes() == b"late") && kept.len() == 1);
+        drop(kept);
+        assert!(fake.asked()?.as_slice() == [Asked::DeallocPd]);
+        assert_eq!(seen.lock().received, 1);
+        Ok(())
+    }
+
+    #[test]
+    fn places_in_the_send_queue_are_taken_whole_and_come_back_whole() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let depth = conn.limits().send_wr;
+        assert_eq!(room(&conn), depth);
+        assert!(!reply(&conn, &alive, 3)?.post(16, Some(KEY))?);
+        assert_eq!(room(&conn), depth - 4);
+        let write = Asked::Write(KEY, PAGE);
+        // The Send comes last: what was written is there when the peer has the reply.
+        assert!(fake.asked()?.as_slice() == [write, write, write, Asked::SendInvalidate(KEY)]);
+        let (pages, _) = pages(5)?;
+        assert!(!post_read(&conn, &alive, pages, 1)?);
+        assert!(fake.asked()?.as_slice() == [Asked::Read(KEY, 4 * PAGE), Asked::Read(KEY, PAGE)]);
+        assert_eq!(room(&conn), depth - 6);
+        // A part of a chain is nothing.
+        fake.complete(3, OK);
+        assert_eq!(room(&conn), depth - 6);
+        assert_eq!(alive.load(Relaxed), 2);
+        fake.complete(1, OK);
+        assert_eq!(room(&conn), depth - 2);
+        assert_eq!(alive.load(Relaxed), 1);
+        fake.complete(2, OK);
+        assert_eq!(room(&conn), depth);
+        assert_eq!(alive.load(Relaxed), 0);
+        assert!(!conn.shared.sq.lock().in_use());
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn operation_without_room_waits_in_line_and_is_posted_whole() -> Result {
+        let (fake, _, alive, conn) = server()?;
+        let depth = conn.limits().send_wr;
+        assert!(!post_reply(&conn, &alive, WRITES)?);
+        assert!(post_reply(&conn, &alive, WRITES)?);
+        // There would be room for this one, but it is not its turn.
+        assert!(post_reply(&conn, &alive, 0)?);
+        assert_eq!(fake.sends(), LONG);
+        assert_eq!(room(&conn), depth - LONG as u32);
+        fake.asked()?;
+        fake.complete(LONG, OK);
+        assert_eq!(fake.sends(), LONG + 1);
+        assert_eq!(room(&conn), depth - LONG as u32 - 1);
+        let asked = fake.asked()?;
+        let (writes, sends) = asked.split_at(WRITES);
+        assert_eq!(
+            count(writes, |asked| *asked == Asked::Write(KEY, PAGE)),
+            WRITES
+        );
+        assert!(sends == [Asked::Send(true), Asked::Send(true)]);
+        fake.complete(LONG + 1, OK);
+        assert_eq!(room(&conn), depth);
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn operation_longer_than_the_send_queue_is_refused() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let depth = conn.limits().send_wr;
+        for _ in 0..3 {
+            let long = reply(&conn, &alive, depth as usize)?;
+            assert!(long.post(16, None).err() == Some(err::emsgsize()));
+            assert_eq!(alive.load(Relaxed), 0);
+        }
+        assert_eq!(room(&conn), depth);
+        assert_eq!(fake.asked()?.len(), 0);
+        assert!(!post_reply(&conn, &alive, depth as usize - 1)?);
+        assert_eq!(room(&conn), 0);
+        assert_eq!(seen.lock().lost, 0);
+        Ok(())
+    }
+
+    #[test]
+    fn operation_that_is_dropped_gives_all_back() -> Result {
+        let (fake, _, alive, conn) = server()?;
+        let depth = conn.limits().send_wr;
+        // More often than there are operations.
+        for _ in 0..100 {
+            drop(reply(&conn, &alive, 3)?);
+            let (pages, first) = pages(5)?;
+            let mut read = conn.read(pages)?;
+            read.add(KEY, 0, 0, 5 * PAGE_SIZE)?;
+            assert!(!first.is_alone());
+            drop(read);
+            assert!(first.is_alone());
+            assert_eq!(alive.load(Relaxed), 0);
+        }
+        for reply in [true, false] {
+            let ops = conn.shared.ops(reply).lock();
+            assert!(ops.idle.len() == 1 && ops.idle.top().is_some_and(|op| op.rws.is_empty()));
+        }
+        // The reads had one of the three.
+        assert_eq!(conn.shared.rws.lock().len(), 3);
+        assert_eq!(room(&conn), depth);
+        assert_eq!(fake.asked()?.len(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn operations_are_not_more_than_a_peer_can_cause() -> Result {
+        let (fake, _, alive, conn) = server()?;
+        let limits = *conn.limits();
+        for _ in 0..limits.max_replies {
+            post_reply(&conn, &alive, 0)?;
+        }
+        assert!(conn.reply().err() == Some(EBUSY));
+        for n in 0..limits.max_reads {
+            post_read(&conn, &alive, pages(1)?.0, n)?;
+        }
+        assert!(conn.read(pages(1)?.0).err() == Some(EBUSY));
+        fake.complete(1, OK);
+        assert!(!post_reply(&conn, &alive, 0)?);
+        assert!(conn.reply().err() == Some(EBUSY));
+        Ok(())
+    }
+
+    #[test]
+    fn many_replies_congest_until_enough_are_complete() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let many = conn.limits().max_replies / 2;
+        for n in 1..many + 2 {
+            post_reply(&conn, &alive, 0)?;
+            assert_eq!(seen.lock().congested.len(), usize::from(n >= many));
+        }
+        fake.complete(1, OK);
+        assert!(seen.lock().congested.as_slice() == [true] && seen.lock().writable == 0);
+        fake.complete(1, OK);
+        assert!(seen.lock().congested.as_slice() == [true, false] && seen.lock().writable == 1);
+        fake.complete(fake.sends(), OK);
+        assert!(seen.lock().congested.len() == 2 && seen.lock().writable == 1);
+        Ok(())
+    }
+
+    #[test]
+    fn idle_memory_is_bounded_and_goes() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let limits = *conn.limits();
+        let watch = Watch::new(&conn.shared, &conn.incoming.events);
+        post_reply(&conn, &alive, WRITES)?;
+        post_read(&conn, &alive, pages(1)?.0, 1)?;
+        // Not while something is posted.
+        watch.tick();
+        assert_eq!(seen.lock().idle, 0);
+        fake.complete(LONG + 1, OK);
+        assert_eq!(conn.shared.rws.lock().len(), IDLE_RWS);
+        watch.tick();
+        assert_eq!(seen.lock().idle, 1);
+        assert_eq!(conn.shared.rws.lock().len(), 0);
+        for (reply, all) in [(true, limits.max_replies), (false, limits.max_reads)] {
+            let ops = conn.shared.ops(reply).lock();
+            assert!(ops.idle.is_empty() && ops.numbers.len() == all as usize);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_were_read_come_with_their_job() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let (first_pages, first) = pages(5)?;
+        let (second_pages, second) = pages(2)?;
+        post_read(&conn, &alive, first_pages, 7)?;
+        post_read(&conn, &alive, second_pages, 8)?;
+        fake.complete(1, OK);
+        assert_eq!(seen.lock().read.len(), 0);
+        fake.complete(1, OK);
+        assert!(seen.lock().read.as_slice() == [(5, 7)]);
+        assert!(first.is_alone() && !second.is_alone());
+        fake.complete(1, OK);
+        assert!(seen.lock().read.as_slice() == [(5, 7), (2, 8)]);
+        assert!(second.is_alone());
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn read_that_fails_is_not_told_as_done() -> Result {
+        for status in [FAILED, FLUSHED] {
+            let (fake, seen, alive, conn) = server()?;
+            let depth = conn.limits().send_wr;
+            let (pages, first) = pages(5)?;
+            post_read(&conn, &alive, pages, 7)?;
+            post_reply(&conn, &alive, 1)?;
+            fake.complete(4, status);
+            assert_eq!(seen.lock().read.len(), 0);
+            assert!(first.is_alone());
+            assert_eq!(alive.load(Relaxed), 0);
+            assert_eq!(room(&conn), depth);
+            assert!(
+                seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletionError(status))
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn chain_that_is_not_taken_whole_keeps_its_memory_until_the_queue_is_drained() -> Result {
+        for taken in 0..4 {
+            let (fake, seen, alive, conn) = server()?;
+            fake.take_only(taken);
+            assert!(post_reply(&conn, &alive, 3).is_err());
+            assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::PostFailed));
+            assert_eq!(fake.sends(), taken);
+            // The device may be reading.
+            assert_eq!(alive.load(Relaxed), 1);
+            fake.complete(taken, OK);
+            assert_eq!(alive.load(Relaxed), 1);
+            drop(conn);
+            assert!(seen.lock().ended == 1 && seen.lock().left == 0);
+            assert_eq!(alive.load(Relaxed), 0);
+            assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_device_neither_refuses_nor_completes_comes_back_at_the_end() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        // One that it has, one of which it does not say whether it has it.
+        post_reply(&conn, &alive, 0)?;
+        fake.take_only_vaguely(0);
+        assert!(post_reply(&conn, &alive, 0).is_err());
+        assert_eq!(seen.lock().lost, 1);
+        fake.fail();
+        assert_eq!(alive.load(Relaxed), 2);
+        drop(conn);
+        assert!(seen.lock().ended == 1 && seen.lock().left == 0);
+        assert_eq!(alive.load(Relaxed), 0);
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_posted_once_the_end_has_begun() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        post_reply(&conn, &alive, WRITES)?;
+        assert!(post_reply(&conn, &alive, WRITES)?);
+        // As at the beginning of the teardown.
+        conn.shared.sq.lock().closed = true;
+        assert!(post_reply(&conn, &alive, 0).err() == Some(err::enotconn()));
+        fake.asked()?;
+        fake.complete(LONG, OK);
+        assert_eq!(fake.sends(), 0);
+        assert_eq!(fake.asked()?.len(), 0);
+        assert_eq!(alive.load(Relaxed), 2);
+        drop(conn);
+        assert_eq!(
+            count(&fake.asked()?, |asked| *asked == Asked::Send(true)),
+            0
+        );
+        assert!(seen.lock().ended == 1 && seen.lock().left == 0);
+        Ok(())
+    }
+
+    #[test]
+    fn teardown_has_its_order() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let (pages, first) = pages(3)?;
+        post_read(&conn, &alive, pages, 1)?;
+        post_reply(&conn, &alive, WRITES)?;
+        assert!(post_reply(&conn, &alive, WRITES)?);
+        let domain = conn.domain.clone();
+        assert!(fake.receive(b"message", None));
+        fake.asked()?;
+        assert!(!domain.is_quiesced());
+        drop(conn);
+        assert!(domain.is_quiesced());
+        let asked = fake.asked()?;
+        let wanted = [
+            Asked::DrainRq,
+            Asked::DrainSq,
+            Asked::DestroyQp,
+            Asked::DestroyCq,
+        ];
+        assert!(order(&asked)?.as_slice() == wanted);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DestroyCq), 2);
+        // Of what was posted, or waited, nothing is left when the service is told, and it was told
+        // of nothing but the end.
+        assert!(seen.lock().ended == 1 && seen.lock().left == 0);
+        assert!(seen.lock().received == 1 && seen.lock().read.is_empty());
+        assert!(first.is_alone());
+        drop(domain);
+        assert!(fake.asked()?.as_slice() == [Asked::DeallocPd]);
+        Ok(())
+    }
+
+    #[test]
+    fn loss_is_told_once_and_removal_of_the_device_besides() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        post_reply(&conn, &alive, 0)?;
+        post_reply(&conn, &alive, 0)?;
+        fake.complete(2, FAILED);
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletionError(FAILED)));
+        let id = conn.incoming.id.as_ptr();
+        // SAFETY: The identifier is that of the connection.
+        unsafe { happens(id, bindings::rdma_cm_event_type_RDMA_CM_EVENT_DISCONNECTED) };
+        assert_eq!(seen.lock().lost, 1);
+        // The connection manager and the RDMA core both say so.
+        for _ in 0..2 {
+            // SAFETY: As above.
+            unsafe {
+                happens(
+                    id,
+                    bindings::rdma_cm_event_type_RDMA_CM_EVENT_DEVICE_REMOVAL,
+                )
+            };
+            conn.shared.lost(Lost::DeviceRemoved);
+        }
+        assert!(seen.lock().lost == 2 && seen.lock().why == Some(Lost::DeviceRemoved));
+        Ok(())
+    }
+
+    #[test]
+    fn removal_of_the_device_waits_for_the_last_message() -> Result {
+        let (fake, seen, _, conn) = server()?;
+        seen.lock().keep = true;
+        assert!(fake.receive(b"message", None));
+        let removed = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let raw = fake.as_raw().expose_provenance();
+        let end = removed.clone();
+        queue::module_queue().try_spawn(GFP_KERNEL, move || {
+            let dev = core::ptr::with_exposed_provenance_mut(raw);
+            // SAFETY: The device stays: the test waits for this.
+            unsafe { device::remove(dev, core::ptr::null_mut()) };
+            end.complete_all();
+        })?;
+        for _ in 0..100 {
+            if seen.lock().lost != 0 || removed.wait_msecs(20) {
+                break;
+            }
+        }
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::DeviceRemoved));
+        drop(conn);
+        assert!(!removed.wait_msecs(100));
+        drop(take_kept(&seen));
+        removed.wait();
+        Ok(())
+    }
+
+    #[test]
+    fn silent_peer_is_asked_once_and_given_up_in_the_end() -> Result {
+        let (fake, seen, _, conn) = server()?;
+        let watch = Watch::new(&conn.shared, &conn.incoming.events);
+        // Nobody is there yet who could answer.
+        watch.tick();
+        assert_eq!(fake.asked()?.len(), 0);
+        assert!(fake.receive(b"message", None));
+        watch.tick();
+        assert_eq!(fake.asked()?.len(), 0);
+        watch.tick();
+        assert!(fake.asked()?.as_slice() == [Asked::Write(0, 0)]);
+        watch.tick();
+        assert_eq!(fake.asked()?.len(), 0);
+        // It has answered.
+        fake.complete(1, OK);
+        watch.tick();
+        assert_eq!(fake.asked()?.len(), 0);
+        for n in 1..=4 {
+            assert_eq!(seen.lock().lost, 0);
+            watch.tick();
+            assert_eq!(fake.asked()?.len(), usize::from(n == 1));
+        }
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::Silent));
+        Ok(())
+    }
+}

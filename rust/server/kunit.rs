@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of the server's transport: a connection over a device that does what the test says, a
+//! transport and requests that no service has. What comes in, what is kept for the reply, what goes
+//! out, and what becomes of it when something fails.
+
+use kernel::prelude::*;
+
+#[kunit_tests(rpcrdma_server)]
+mod tests {
+    use super::super::{
+        conn::{
+            Connection,
+            Peer,
+            Work, //
+        },
+        ctxt::{
+            CallCtxt,
+            Pool, //
+        },
+        recv,
+        send,
+        RdmaServer, //
+    };
+    use crate::{
+        ib::{
+            Asked,
+            Fake,
+            ServerConn, //
+        },
+        sunrpc::{
+            take,
+            ServiceLimits,
+            TrialRqst,
+            TrialXprt, //
+        },
+        wire::{
+            self,
+            Call,
+            CallLimits,
+            PrivateData, //
+        },
+    };
+    use kernel::{
+        page::PAGE_SIZE,
+        prelude::*, //
+    };
+
+    const OK: u32 = 0;
+    const FAILED: u32 = 10;
+    const XID: u32 = 0x1234;
+    const KEY: u32 = 0x55aa_0000;
+    const MAX_PAGES: usize = 16;
+    const PAGE: u32 = PAGE_SIZE as u32;
+    const BODY: &[u8] = b"a call of 28 bytes, as it is";
+    const LIMITS: CallLimits = CallLimits {
+        max_segs: 64,
+        max_read_bytes: 1 << 20,
+        page_size: 1,
+        empty_chunks: false,
+    };
+
+    /// A message: words of the header, then the rest.
+    fn message(words: &[u32], rest: &[u8]) -> Result<KVec<u8>> {
+        let mut all = KVec::new();
+        for word in [&[XID, 1, 32], words].iter().copied().flatten() {
+            all.extend_from_slice(&word.to_be_bytes(), GFP_KERNEL)?;
+        }
+        all.extend_from_slice(rest, GFP_KERNEL)?;
+        Ok(all)
+    }
+
+    /// A call without chunks.
+    fn plain() -> Result<KVec<u8>> {
+        message(&[0, 0, 0, 0], BODY)
+    }
+
+    /// A call with so many bytes to be read at byte 20.
+    fn with_read(len: u32) -> Result<KVec<u8>> {
+        message(&[0, 1, 20, KEY, len, 0, 0x1000, 0, 0, 0], BODY)
+    }
+
+    /// A call with a Write chunk of so many segments of a page.
+    fn with_write(segments: u32) -> Result<KVec<u8>> {
+        let mut words = KVec::new();
+        words.extend_from_slice(&[0, 0, 1, segments], GFP_KERNEL)?;
+        for n in 0..segments {
+            words.extend_from_slice(&[KEY, PAGE, 0, n * PAGE], GFP_KERNEL)?;
+        }
+        words.extend_from_slice(&[0, 0], GFP_KERNEL)?;
+        message(&words, BODY)
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Call<'_>> {
+        wire::decode_call(bytes, &LIMITS).map_err(|_| EINVAL)
+    }
+
+    type Trial = (Fake, TrialXprt<RdmaServer>, TrialRqst, Connection);
+
+    /// A device that has noted nothing yet, a transport, a request and a connection.
+    fn trial() -> Result<Trial> {
+        let fake = Fake::new()?;
+        let xprt = TrialXprt::new(&fake.net())?;
+        let rqst = TrialRqst::new(&xprt, MAX_PAGES)?;
+        let private = PrivateData {
+            remote_invalidation: true,
+            send_size: 4096,
+            recv_size: 4096,
+        };
+        let incoming = fake.incoming(&private.encode())?;
+        let params = Connection::params(ServiceLimits {
+            max_pages: MAX_PAGES as u32,
+        });
+        let new = Peer::new(incoming.remote(), xprt.handle());
+        let rdma = ServerConn::unanswered(incoming, &params, new)?;
+        let conn = Connection::of(rdma, Some(private), params);
+        fake.asked()?;
+        Ok((fake, xprt, rqst, conn))
+    }
+
+    /// What a thread of the service makes of the next work.
+    fn receive(conn: &Connection, rqst: &mut TrialRqst) -> Result<Option<KBox<CallCtxt>>> {
+        let work: Work = take(conn.inbox()).ok_or(ENOENT)?;
+        recv::receive(conn, work, &mut rqst.call()?)
+    }
+
+    /// The procedure and the error of the message that was sent last.
+    fn sent(fake: &Fake) -> [u32; 4] {
+        let bytes = fake.sent();
+        let word = |at: usize| {
+            let bytes = bytes.get(4 * at..).and_then(|rest| rest.first_chunk());
+            bytes.map_or(u32::MAX, |bytes| u32::from_be_bytes(*bytes))
+        };
+        [word(0), word(3), word(4), word(5)]
+    }
+
+    #[test]
+    fn contexts_are_bounded_and_go() -> Result {
+        let pool = Pool::new()?;
+        let bytes = plain()?;
+        let call = decode(&bytes)?;
+        let mut used = KVec::new();
+        for _ in 0..100 {
+            used.push(pool.take(&call, &bytes, true)?, GFP_KERNEL)?;
+        }
+        while let Some(ctxt) = used.pop() {
+            pool.put(ctxt);
+        }
+        assert_eq!(pool.idle.lock().len(), 64);
+        // One with a long header does not stay.
+        let long = with_write(64)?;
+        let ctxt = pool.take(&decode(&long)?, &long, true)?;
+        assert_eq!(pool.idle.lock().len(), 63);
+        pool.put(ctxt);
+        assert_eq!(pool.idle.lock().len(), 63);
+        pool.trim();
+        assert_eq!(pool.idle.lock().len(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn context_of_one_call_says_nothing_about_the_next() -> Result {
+        let pool = Pool::new()?;
+        let bytes = with_write(2)?;
+        let mut ctxt = pool.take(&decode(&bytes)?, &bytes, true)?;
+        assert!(ctxt.invalidate == Some(KEY) && ctxt.slots.len() == 1);
+        ctxt.result_payload(4, 2 * PAGE + 1);
+        assert!(ctxt.too_short);
+        pool.put(ctxt);
+        let bytes = plain()?;
+        let ctxt = pool.take(&decode(&bytes)?, &bytes, true)?;
+        assert!(ctxt.invalidate.is_none() && ctxt.slots.is_empty());
+        assert!(!ctxt.too_short && ctxt.header.is_empty());
+        pool.put(ctxt);
+        // The first chunk is the first again.
+        let bytes = with_write(2)?;
+        let mut ctxt = pool.take(&decode(&bytes)?, &bytes, false)?;
+        assert!(ctxt.invalidate.is_none());
+        ctxt.result_payload(8, PAGE);
+        assert!(ctxt
+            .slots
+            .iter()
+            .all(|slot| (slot.at, slot.len) == (8, PAGE)));
+        Ok(())
+    }
+
+    #[test]
+    fn call_without_chunks_is_copied_and_its_receive_goes_back() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        let all = fake.receives();
+        assert!(!xprt.has_data());
+        assert!(fake.receive(&plain()?, None));
+        assert!(xprt.has_data() && fake.receives() == all - 1);
+        let ctxt = receive(&conn, &mut rqst)?;
+        assert!(!xprt.has_data());
+        assert!(ctxt.as_ref().is_some_and(|ctxt| ctxt.xid == XID));
+        assert!(rqst.message()?.as_slice() == BODY);
+        // It is the ring's: the next ones post it.
+        for _ in 0..conn.rdma().limits().messages {
+            assert!(fake.receive(&plain()?, None));
+            assert!(receive(&conn, &mut rqst)?.is_some());
+        }
+        assert!(fake.receives() <= all && fake.receives() + 16 > all);
+        assert!(!xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
+    fn call_with_a_read_chunk_waits_for_it() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_read(PAGE + 100)?, None));
+        assert!(receive(&conn, &mut rqst)?.is_none());
+        assert_eq!(rqst.taken(), 3);
+        assert!(fake.asked()?.as_slice() == [Asked::Read(KEY, PAGE + 100)]);
+        assert!(!xprt.has_data());
+        // Calls that came later overtake it, until it is there.
+        assert!(fake.receive(&plain()?, None));
+        fake.complete(1, OK);
+        assert!(xprt.has_data());
+        let ctxt = receive(&conn, &mut rqst)?;
+        assert!(ctxt.is_some());
+        let message = rqst.message()?;
+        assert_eq!(message.len(), BODY.len() + PAGE_SIZE + 100);
+        assert!(message.get(..20) == BODY.get(..20));
+        assert!(message.get(20 + PAGE_SIZE + 100..) == BODY.get(20..));
+        assert!(xprt.has_data() && receive(&conn, &mut rqst)?.is_some());
+        assert!(!xprt.has_data() && !xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
+    fn call_that_cannot_be_served_is_answered_and_costs_nothing() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        for (bytes, error) in [
+            // More than there are pages, another version, a procedure that there is not, nothing.
+            (with_read(PAGE * MAX_PAGES as u32)?, [XID, 4, 2, u32::MAX]),
+            (message(&[9, 0, 0, 0], BODY)?, [XID, 4, 2, u32::MAX]),
+            (message(&[0, 0, 0, 0], &[])?, [XID, 4, 2, u32::MAX]),
+        ] {
+            assert!(fake.receive(&bytes, None));
+            assert!(receive(&conn, &mut rqst)?.is_none());
+            assert_eq!(rqst.taken(), 0);
+            assert!(fake.asked()?.as_slice() == [Asked::Send(true)]);
+            assert!(sent(&fake).get(..3) == error.get(..3));
+            fake.complete(1, OK);
+        }
+        // A message of no call at all is not answered.
+        assert!(fake.receive(b"what", None));
+        assert!(receive(&conn, &mut rqst)?.is_none());
+        assert_eq!(fake.asked()?.len(), 0);
+        assert!(!xprt.is_closing());
+        assert!(fake.receive(&plain()?, None));
+        assert!(receive(&conn, &mut rqst)?.is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn reply_is_one_chain_and_has_its_pages_until_it_is_sent() -> Result {
+        let (fake, _xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_write(2)?, None));
+        let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
+            return Err(EINVAL);
+        };
+        ctxt.result_payload(100, PAGE + 8);
+        send::send(&conn, &mut ctxt, &mut rqst.reply(100, PAGE_SIZE + 8)?)?;
+        let asked = fake.asked()?;
+        let bytes = asked.iter().map(|asked| match asked {
+            Asked::Write(KEY, len) => *len,
+            _ => 0,
+        });
+        assert_eq!(bytes.sum::<u32>(), PAGE + 8);
+        assert!(asked.last() == Some(&Asked::SendInvalidate(KEY)));
+        assert!(sent(&fake).get(..2) == Some(&[XID, 0]));
+        conn.put_ctxt(ctxt);
+        // Without chunks nothing is taken, nor invalidated.
+        assert!(fake.receive(&plain()?, None));
+        let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
+            return Err(EINVAL);
+        };
+        send::send(&conn, &mut ctxt, &mut rqst.reply(100, 0)?)?;
+        assert!(fake.asked()?.as_slice() == [Asked::Send(true)]);
+        fake.complete(fake.sends(), OK);
+        Ok(())
+    }
+
+    #[test]
+    fn reply_that_does_not_fit_is_an_error_of_the_call_alone() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        for (chunk, payload, head) in [(true, 2 * PAGE + 4, 100), (false, 0, 4096)] {
+            let bytes = if chunk { with_write(2)? } else { plain()? };
+            assert!(fake.receive(&bytes, None));
+            let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
+                return Err(EINVAL);
+            };
+            ctxt.result_payload(100, payload);
+            send::send(&conn, &mut ctxt, &mut rqst.reply(head, payload as usize)?)?;
+            assert!(fake.asked()?.as_slice() == [Asked::Send(true)]);
+            assert!(sent(&fake).get(..3) == Some(&[XID, 4, 2]));
+            conn.put_ctxt(ctxt);
+        }
+        assert!(!xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
+    fn reply_that_cannot_be_posted_closes_the_connection() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&plain()?, None));
+        let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
+            return Err(EINVAL);
+        };
+        fake.take_only(0);
+        assert!(send::send(&conn, &mut ctxt, &mut rqst.reply(100, 0)?).is_err());
+        assert!(xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
+    fn read_that_fails_closes_the_connection_and_is_no_call() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_read(100)?, None));
+        assert!(receive(&conn, &mut rqst)?.is_none());
+        fake.complete(1, FAILED);
+        assert!(xprt.is_closing() && !xprt.has_data());
+        assert!(take(conn.inbox()).is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn congestion_keeps_calls_where_they_are() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        let mut replies = 0;
+        while xprt.has_room() {
+            assert!(fake.receive(&plain()?, None));
+            let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
+                return Err(EINVAL);
+            };
+            send::send(&conn, &mut ctxt, &mut rqst.reply(100, 0)?)?;
+            conn.put_ctxt(ctxt);
+            replies += 1;
+            assert!(replies <= 2 * conn.rdma().limits().messages);
+        }
+        // Those that a client may have outstanding do not congest.
+        assert!(replies >= conn.rdma().limits().requests);
+        fake.complete(1, OK);
+        assert!(xprt.has_room());
+        Ok(())
+    }
+
+    #[test]
+    fn work_that_nobody_takes_goes_with_the_connection() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_read(100)?, None));
+        assert!(receive(&conn, &mut rqst)?.is_none());
+        fake.complete(1, OK);
+        for _ in 0..5 {
+            assert!(fake.receive(&plain()?, None));
+        }
+        fake.asked()?;
+        drop(conn);
+        // The protection domain is gone, so every message is.
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        assert!(!xprt.has_data());
+        Ok(())
+    }
+}
