@@ -31,7 +31,7 @@ mod tests {
 
     #[test]
     fn region_of_a_set_that_is_not_sent_is_idle_again() -> Result {
-        let (fake, seen, alive, mut conn) = trial()?;
+        let (fake, _, alive, mut conn) = trial()?;
         let before = idle(&conn);
         fake.asked()?;
         let (first, keys) = set(&mut conn, &alive)?;

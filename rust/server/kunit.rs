@@ -82,10 +82,15 @@ mod tests {
 
     /// A call with a Write chunk of so many segments of a page.
     fn with_write(segments: u32) -> Result<KVec<u8>> {
+        with_writes(segments, PAGE)
+    }
+
+    /// The same, with segments of so many bytes.
+    fn with_writes(segments: u32, bytes: u32) -> Result<KVec<u8>> {
         let mut words = KVec::new();
         words.extend_from_slice(&[0, 0, 1, segments], GFP_KERNEL)?;
         for n in 0..segments {
-            words.extend_from_slice(&[KEY, PAGE, 0, n * PAGE], GFP_KERNEL)?;
+            words.extend_from_slice(&[KEY, bytes, 0, n * PAGE], GFP_KERNEL)?;
         }
         words.extend_from_slice(&[0, 0], GFP_KERNEL)?;
         message(&words, BODY)
@@ -286,8 +291,8 @@ mod tests {
     #[test]
     fn reply_that_does_not_fit_is_an_error_of_the_call_alone() -> Result {
         let (fake, xprt, mut rqst, conn) = trial()?;
-        for (chunk, payload, head) in [(true, 2 * PAGE + 4, 100), (false, 0, 4096)] {
-            let bytes = if chunk { with_write(2)? } else { plain()? };
+        // Payload that is longer than its chunk, and a reply longer than a message.
+        for (bytes, head, payload) in [(with_writes(2, 8)?, 100, 20), (plain()?, 4096, 0)] {
             assert!(fake.receive(&bytes, None));
             let Some(mut ctxt) = receive(&conn, &mut rqst)? else {
                 return Err(EINVAL);
