@@ -23,7 +23,7 @@ Event = collections.namedtuple("Event", "seconds name text")
 def parse(text):
     """Events of a trace, in their order."""
     names = (r"(?:xprtrdma|svcrdma|rpcrdma|probe)_\w+|xprt_transmit|xprt_lookup_rqst|"
-             r"xprt_disconnect_force|rpc_stats_latency|svc_send|cq_poll")
+             r"xprt_disconnect_force|rpc_stats_latency|svc_send|cq_poll|swiotlb_bounced|(?:un)?map")
     found = re.findall(rf"(?m)^.*? (\d+\.\d+): ({names}): +(.*)$", text)
     return [Event(float(seconds), *rest) for seconds, *rest in found]
 
