@@ -47,6 +47,8 @@ with check("v3 and v4.2: address that nobody has", 300):
 # The attempt to connect has half a minute; who asked for it is gone long before. The C module lets
 # it run out.
 with check("v4.2: killed mount, server that does not answer"):
+    if RDMA == "siw":
+        raise Skip("siw goes on until TCP gives up: Documentation/upstream-findings.md")
     base = use_count()
     os.makedirs("/mnt/a", exist_ok=True)
     on_server("nft add table inet mute; nft add chain inet mute in '{ type filter hook input "
