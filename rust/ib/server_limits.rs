@@ -178,8 +178,10 @@ impl ServerLimits {
                     recv_wr,
                     sges,
                     regions: if iwarp {
+                        let parts = params.max_pages.checked_div(region_pages);
+                        // One more for what is left.
                         requests
-                            .saturating_mul(params.max_pages.div_ceil(region_pages))
+                            .saturating_mul(parts.unwrap_or(0).saturating_add(1))
                             .saturating_mul(SEGMENTS_PER_REGION)
                     } else {
                         0
