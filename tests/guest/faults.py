@@ -99,8 +99,7 @@ def posting():
             key, at = space.rkey, space.buf
             # With the first kind of header a Reply chunk is needed: a chain.
             fail(on_server, verb)
-            peer.send(fixed(31) + lists((), [[(key, 4, at)] * 59], [(key, 10, at), (key, 30, at + 10)])
-                      + null(31))
+            peer.send(fixed(31) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 40, at)]) + null(31))
             is_closed(before)
             equal(counts(on_server, verb)[1], 1, "calls that failed")
             peer.close()

@@ -342,6 +342,21 @@ def link(state, node="server"):
         # Taking the one device down puts rxe's GSI queue pair in the error state for good.
         raise Skip("one guest has no cable")
     run("on-host", f"link {node} {state}")
+    if state == "up":
+        mend()
+
+
+def mend():
+    """Make an RDMA device anew whose queue pair for connecting is in error: rxe leaves it so when the network
+    refused a packet of it, and nothing connects any more (Documentation/upstream-findings.md). Says so, and
+    returns on how many sides that was."""
+    count = 0
+    for side, command in (("here", lambda text: run("sh", "-c", text)), ("on the server", on_server)):
+        if re.search(r"type GSI state ERR", command("rdma resource show qp")):
+            command(f"rdma link delete {RDMA}0; rdma link add {RDMA}0 type {RDMA} netdev $NETDEV")
+            say(f"the device {side} is made anew: its queue pair for connecting was in error")
+            count += 1
+    return count
 
 
 def unplug(seconds):

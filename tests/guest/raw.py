@@ -165,23 +165,22 @@ with check("chunks that are not needed come back empty, the Reply chunk not at a
 with check("a long reply goes to the Reply chunk"), connection() as peer:
     space = peer.space(64)
     key, at = space.rkey, space.buf
-    # The header of the reply alone almost fills the 1024 bytes that we can take.
-    writes = [[(key, 4, at)] * 59]
-    reply = [(key, 10, at), (key, 30, at + 10)]
-    header = lists((), writes, reply)
-    expect(1000 < len(fixed(0) + header) <= 1024, f"header of {len(header) + 16} bytes")
-    peer.send(fixed(31) + header + null(31))
+    # We can take 1024 bytes: not the header of the reply with the 24 bytes that follow, but the header with
+    # a Reply chunk.
+    writes, reply = [[(key, 4, at)] * 30] * 2, [(key, 40, at)]
+    equal(len(fixed(0) + lists((), writes)), 1004, "header of a reply with all inline")
+    peer.send(fixed(31) + lists((), writes, reply) + null(31))
     data = peer.recv()
     equal(struct.unpack_from(">4I", data)[3], NOMSG, "procedure of the reply")
-    empty = [[(k, 0, a) for k, _, a in writes[0]]]
-    equal(data[16:], lists((), empty, [(key, 10, at), (key, 14, at + 10)]), "lists of the reply")
+    empty = [[(k, 0, a) for k, _, a in chunk] for chunk in writes]
+    equal(data[16:], lists((), empty, [(key, 24, at)]), "lists of the reply")
     equal(space.read(24, 0), accepted(31), "what was written")
     equal(space.read(40, 24), b"\xee" * 40, "memory behind it")
 
 with check("a Reply chunk that is too short: an error"), connection() as peer:
     space = peer.space(64)
     key, at = space.rkey, space.buf
-    peer.send(fixed(32) + lists((), [[(key, 4, at)] * 59], [(key, 10, at), (key, 13, at + 10)]) + null(32))
+    peer.send(fixed(32) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 23, at)]) + null(32))
     error(peer, 32)
     equal(space.read(64, 0), b"\xee" * 64, "memory")
     good(peer)

@@ -13,7 +13,6 @@ tests/run has before and after it, compares memory and RDMA objects.
 import argparse
 import collections
 import random
-import re
 import subprocess
 
 from lib import *
@@ -140,15 +139,6 @@ def restart():
     on_server("nfsd-up")
 
 
-def mend():
-    """Make a device anew whose queue pair for connecting is in error: rxe leaves it so when the network
-    refused a packet, and nothing connects any more (Documentation/upstream-findings.md)."""
-    for command in (lambda text: run("sh", "-c", text), on_server):
-        if re.search(r"type GSI state ERR", command("rdma resource show qp")):
-            command(f"{DELETE}; {ADD}")
-            happened["a queue pair of rxe for connecting was in error"] += 1
-
-
 def nothing():
     time.sleep(chance.random() * 5)
 
@@ -171,7 +161,7 @@ def all_go_on():
     begun = time.monotonic()
     wanted = [worker.done() + 2 for worker in workers]
     def better():
-        mend()
+        happened["a queue pair of rxe for connecting was in error"] += mend()
         return all(worker.done() >= count for worker, count in zip(workers, wanted))
 
     wait_for(better, 180,
