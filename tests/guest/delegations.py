@@ -129,6 +129,11 @@ def tests(vers, at, load):
 
 def recalled(folder, at):
     """Read delegations are recalled: the server's calls reach us."""
+    # It delegates nothing until it has tried the new way.
+    wait_for(lambda: "UP" in on_server(f"""
+        for c in /proc/fs/nfsd/clients/*; do
+            grep -q 'address: "{US}:' $c/info && grep 'callback state' $c/info
+        done; true"""), 30, "the server can call us")
     with files(folder, 4), held(f"{at}/{folder}", os.O_RDONLY):
         granted(US, folder, 4)
         peer(folder, os.O_WRONLY, "second")
