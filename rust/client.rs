@@ -79,6 +79,9 @@ const MIN_REQUESTS: u32 = 1;
 /// How long a peer may take to accept a connection, in milliseconds (row X46).
 const CONNECT_MSECS: u32 = 30_000;
 
+/// How often in a row memory of calls may lack room to be mapped, until a call fails: ten seconds or less.
+const MAX_SHORTAGES: u32 = 40;
+
 /// One client transport.
 #[pin_data]
 pub(crate) struct Rdma {
@@ -95,6 +98,8 @@ pub(crate) struct Locked {
     conn: Option<Conn<Endpoint>>,
     /// Of the connection before, or of an attempt to connect.
     spare: Option<Spare>,
+    /// How often in a row there was no room to map the memory of a call.
+    shortages: u32,
 }
 
 impl ClientTransport for Rdma {
@@ -165,6 +170,7 @@ impl ClientTransport for Rdma {
         if let Err(e) = result {
             marshal::trace_failure(conn, rqst, e);
         }
+        let result = bounded(xprt, lock, result);
         wait_for_room(xprt, lock, result)
     }
 
@@ -282,6 +288,29 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
         }
         _ => {}
     }
+}
+
+/// A lack of room to map memory that does not pass is an error (row C58).
+fn bounded(
+    xprt: &Xprt<Rdma>,
+    lock: &mut SendLock<'_, Rdma>,
+    result: Result<(), SendError>,
+) -> Result<(), SendError> {
+    if !matches!(result, Err(SendError::NoBufs)) {
+        lock.shortages = 0;
+        return result;
+    }
+    lock.shortages = lock.shortages.saturating_add(1);
+    if lock.shortages < MAX_SHORTAGES {
+        return result;
+    }
+    lock.shortages = 0;
+    say!(
+        pr_warn,
+        "server {}: there is no room to map the memory of a call, which fails\n",
+        xprt.addr().text()
+    );
+    Err(SendError::Io)
 }
 
 /// Prepares for [`SendError::Again`]: the transport is told to wait, and woken when that is over

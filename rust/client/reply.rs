@@ -98,7 +98,7 @@ fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, Pinn
         return None;
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
-        endpoint.xprt.late_reply();
+        endpoint.xprt.late_reply(fixed.xid);
         let peer = || endpoint.xprt.traced();
         trace::xprtrdma_reply_rqst_err(|| (peer(), fixed.xid, fixed.version, fixed.proc));
         return None;

@@ -449,6 +449,7 @@ impl Port {
             Life::Open(old) => {
                 let addr = old.address(false);
                 let Ok(keeper) = self.make(old.net()) else {
+                    self.moved.store(true, Release);
                     self.reopen_later();
                     return;
                 };
@@ -504,7 +505,6 @@ unsafe extern "C" fn retry_worker(work: *mut bindings::work_struct) {
         ArcBorrow::from_raw(kernel::container_of!(DelayedWork::of(work), Port, retry).cast_const())
     }
     .into();
-    port.moved.store(true, Release);
     port.schedule();
 }
 
@@ -527,7 +527,8 @@ impl WorkItem for Port {
                 break;
             }
         }
-        if this.moved.xchg(false, Full) {
+        // An open listener is left alone: the retry may come after it was opened for another reason.
+        if this.moved.xchg(false, Full) || matches!(*this.life.lock(), Life::Away(..)) {
             this.reopen();
         }
     }

@@ -185,7 +185,7 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
     let Some(slot) = xprt.own.pool.slot_of(rqst) else {
         return;
     };
-    if xprt.is_spent() {
+    if xprt.is_spent() && xprt.is_connected() {
         xprt.force_disconnect();
     }
     if slot.is_home() {
@@ -340,6 +340,7 @@ fn settle<T: ClientTransport>(core: &Core<T>) {
 unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>, closing: Closing) {
     // SAFETY: By the contract of this function.
     T::disconnect(xprt, &mut unsafe { SendLock::new(xprt) }, closing);
+    xprt.forget_calls();
     settle(xprt);
     xprt.connect_cookie().add(1, Relaxed);
     // SAFETY: The transport is alive.

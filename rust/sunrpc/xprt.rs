@@ -107,6 +107,8 @@ pub(super) struct Own<T: ClientTransport> {
     granted: Atomic<u32>,
     /// Calls on the current connection that nobody waits for any more, and the server may still be at.
     given_up: Atomic<u32>,
+    /// A task and its request that stand for nobody, to give a credit back. Used under `transport_lock`.
+    nobody: (Opaque<bindings::rpc_task>, Opaque<bindings::rpc_rqst>),
 }
 
 impl<T: ClientTransport> Own<T> {
@@ -134,6 +136,7 @@ impl<T: ClientTransport> Own<T> {
             grown: Atomic::new(0),
             granted: Atomic::new(1),
             given_up: Atomic::new(0),
+            nobody: (Opaque::zeroed(), Opaque::zeroed()),
         })
     }
 }
@@ -271,17 +274,57 @@ impl<T: ClientTransport> Core<T> {
         given_up != 0 && given_up >= self.own.granted.load(Relaxed)
     }
 
-    /// A reply has come that nobody waits for: to a call that was given up, if there is one.
-    pub(crate) fn late_reply(&self) {
+    /// A reply with this XID (in host order) has come that nobody waits for: to a call that was given up,
+    /// if there is one.
+    pub(crate) fn late_reply(&self, xid: u32) {
         let own = &self.own;
         let guard = self.lock_transport();
+        // It may be just about to be given up.
+        let leaving = own.pool.iter().find(|slot| {
+            // SAFETY: The request is there for as long as the transport; while its call is in flight,
+            // its XID does not change.
+            slot.in_flight.load(Relaxed) && unsafe { (*slot.rqst()).rq_xid } == xid.to_be()
+        });
         let given_up = own.given_up.load(Relaxed);
-        if given_up != 0 {
+        if let Some(slot) = leaving {
+            slot.in_flight.store(false, Relaxed);
+        } else if given_up != 0 {
             own.given_up.store(given_up.wrapping_sub(1), Relaxed);
-            // Whoever waits for a credit is woken by those who have one.
             // SAFETY: The lock is held.
-            unsafe { self.update_window() };
+            unsafe {
+                self.update_window();
+                self.wake_next();
+            }
         }
+        drop(guard);
+    }
+
+    /// Wakes the next task that waits for a credit, if there is one now: sunrpc does so when somebody
+    /// gives one back, as nobody does here.
+    ///
+    /// # Safety
+    ///
+    /// The transport lock is held.
+    unsafe fn wake_next(&self) {
+        let (task, rqst) = (self.own.nobody.0.get(), self.own.nobody.1.get());
+        // SAFETY: The lock is held: nobody else uses the two or the count of credits. Of a task the
+        // function looks at the request, and of that at its transport and its credit.
+        unsafe {
+            (*task).tk_rqstp = rqst;
+            (*rqst).rq_xprt = self.raw();
+            (*rqst).rq_cong = 1;
+            (*self.raw()).cong = (*self.raw()).cong.wrapping_add(CREDIT);
+            bindings::xprt_release_rqst_cong(task);
+        }
+    }
+
+    /// The connection is gone: the server has no call of ours any more.
+    pub(super) fn forget_calls(&self) {
+        let guard = self.lock_transport();
+        for slot in self.own.pool.iter() {
+            slot.in_flight.store(false, Relaxed);
+        }
+        self.own.given_up.store(0, Relaxed);
         drop(guard);
     }
 

@@ -442,6 +442,17 @@ def bounced(at):
             equal(counts(run, "map")[1], 3, "mappings that failed")
             expect(read_file(f"{at}/faults/mapped", direct=True) == data, "what is read differs")
             equal(xprt_stats(at)["connect_count"], before["connect_count"], "connections")
+        with check("no room to map a call's memory, for good: an error after some seconds"):
+            fail(run, "map", 0, -1)
+            try:
+                write_file(f"{at}/faults/mapped", data[:65536], direct=True)
+            except OSError as error:
+                equal(error.errno, 5, "error")
+            else:
+                raise Failed("no error")
+            finally:
+                fail(run, "map", 0, 0)
+            write_file(f"{at}/faults/mapped", data, direct=True)
 
 
 def mapping():

@@ -93,7 +93,8 @@ with server_folder("thresholds") as folder:
             with check(f"v{vers}: around the inline limit of {size} bytes", 400), inline(size), \
                     mounted(vers) as at:
                 limit = min(size, 4096)
-                sizes = range(limit // 1024 * 1024 - 420, limit + 9, 1 if LONG else 3)
+                real = limit // 1024 * 1024
+                sizes = [*range(real - 420, real + 9, 1 if LONG else 3), *range(real + 76, limit, 100)]
                 sweep(at, folder, [n for n in sizes if n > 0], (0, 1, 4093), True)
         with check(f"v{vers}: few bytes, around pages and segments", 400), mounted(vers) as at:
             sizes = [*range(1, 10), *around(4096, 8192, 32768, 65536)]
