@@ -47,6 +47,14 @@ def delegations(address, folder):
         echo $n"""))
 
 
+def called(address):
+    """Waits until the server has tried its way to call the client: it delegates nothing before."""
+    wait_for(lambda: "UP" in on_server(f"""
+        for c in /proc/fs/nfsd/clients/*; do
+            grep -q 'address: "{address}:' $c/info && grep 'callback state' $c/info
+        done; true"""), 30, "the server can call the client")
+
+
 def granted(address, folder, count=FILES):
     got = delegations(address, folder)
     say(f"{got} of {count} delegated")
@@ -91,15 +99,16 @@ def held(folder, flags):
 
 
 def tests(vers, at, load):
-    with check(f"v{vers}: read delegations, recalled by another client that writes"), \
-            files("d/r"), held(f"{at}/d/r", os.O_RDONLY) as fds:
-        for fd in fds:
-            equal(os.read(fd, 100), b"first", "content")
-        granted(US, "d/r")
-        peer("d/r", os.O_WRONLY, "second")
-        came_back(US, "d/r")
-        for name in os.listdir(f"{at}/d/r"):
-            equal(read(f"{at}/d/r/{name}"), "second", "content afterwards")
+    with check(f"v{vers}: read delegations, recalled by another client that writes"):
+        called(US)
+        with files("d/r"), held(f"{at}/d/r", os.O_RDONLY) as fds:
+            for fd in fds:
+                equal(os.read(fd, 100), b"first", "content")
+            granted(US, "d/r")
+            peer("d/r", os.O_WRONLY, "second")
+            came_back(US, "d/r")
+            for name in os.listdir(f"{at}/d/r"):
+                equal(read(f"{at}/d/r/{name}"), "second", "content afterwards")
         load.goes_on(60)
     with check(f"v{vers}: write delegations, recalled by another client that reads"), \
             files("d/w"), held(f"{at}/d/w", os.O_RDWR) as fds:
@@ -111,6 +120,7 @@ def tests(vers, at, load):
         load.goes_on(60)
     with check(f"v{vers}: delegations of another client, recalled when we write"), \
             files("d/o", 4):
+        called(OTHER)
         holder = on_server("cd /mnt/other/d/o; nohup sh -c 'exec 3<f1 4<f2 5<f3 6<f4; sleep 300' "
                            ">/dev/null 2>&1 & sleep 2; echo $!").strip()
         try:
@@ -129,11 +139,7 @@ def tests(vers, at, load):
 
 def recalled(folder, at):
     """Read delegations are recalled: the server's calls reach us."""
-    # It delegates nothing until it has tried the new way.
-    wait_for(lambda: "UP" in on_server(f"""
-        for c in /proc/fs/nfsd/clients/*; do
-            grep -q 'address: "{US}:' $c/info && grep 'callback state' $c/info
-        done; true"""), 30, "the server can call us")
+    called(US)
     with files(folder, 4), held(f"{at}/{folder}", os.O_RDONLY):
         granted(US, folder, 4)
         peer(folder, os.O_WRONLY, "second")
