@@ -529,7 +529,7 @@ impl WorkItem for Port {
         }
         // An open listener is left alone: the retry may come after it was opened for another reason.
         if this.moved.xchg(false, Full) || matches!(*this.life.lock(), Life::Away(..)) {
-            this.reopen();
+            queue::without_fs(|| this.reopen());
         }
     }
 }
@@ -562,8 +562,9 @@ pub(super) unsafe extern "C" fn port_handler(
             // SAFETY: This event has connection parameters.
             let conn = unsafe { &event.param.conn };
             let Some(id) = NonNull::new(id) else { return 1 };
+            // Where connections come in they are made, too, and file systems may wait for those.
             // SAFETY: The identifier is that of the request.
-            if !unsafe { port.incoming(id, conn) } {
+            if !queue::without_fs(|| unsafe { port.incoming(id, conn) }) {
                 return 1;
             }
             port.doorbell.ring();
