@@ -42,7 +42,7 @@ def noted(side):
 
 def workers(ways):
     """The ways that begin with a work item, of any queue: of the module, or of the RDMA core."""
-    return [frames for frames in ways if any(f.startswith("process_one_work") for f in frames)]
+    return [frames for frames in ways if any(f.startswith("worker_thread") for f in frames)]
 
 
 def copied(at, name):
