@@ -29,6 +29,7 @@ use crate::{
             Net,
             SockAddr, //
         },
+        queue,
     },
 };
 use core::cell::UnsafeCell;
@@ -157,6 +158,19 @@ unsafe fn create<T: ClientTransport>(
 ///
 /// sunrpc calls it, for a transport of type `T`.
 pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
+    // A device may be waiting for this to end, and file systems for the device: bug class 21.
+    // SAFETY: As promised to this function.
+    queue::without_fs(|| unsafe { take_apart::<T>(raw) });
+    // SAFETY: The module reference is that of `create`.
+    drop(unsafe { ModuleRef::from_raw() });
+}
+
+/// The work of [`destroy`].
+///
+/// # Safety
+///
+/// As there.
+unsafe fn take_apart<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     let xprt: *mut Xprt<T> = raw.cast();
     {
         // SAFETY: The transport is complete, of this type, and stays for this block.
@@ -184,11 +198,10 @@ pub(super) unsafe extern "C" fn destroy<T: ClientTransport>(raw: *mut bindings::
         }
     }
     // SAFETY: With the last handle the last user of `own` is gone; the rest is freed after a grace
-    // period. The module reference is that of `create`.
+    // period.
     unsafe {
         core::ptr::drop_in_place(&raw mut (*xprt).core.own);
         addr::free(raw);
         bindings::xprt_free(raw);
-        drop(ModuleRef::from_raw());
     }
 }
