@@ -243,6 +243,8 @@ with check("twenty connections that end without a word"):
         peer.close()
 
 with check("a peer that takes no replies is given up, one that is silent is not", 150):
+    if RDMA == "siw":
+        raise Skip("iWARP never waits for a Receive: a message without one ends the connection")
     with connection() as idle:
         good(idle)
         before = connections()
