@@ -316,10 +316,7 @@ fn chunks_differ() {
     check(&|l| l.writes[0].truncate(1), Ok(()));
     check(&|l| l.writes[0].clear(), Ok(()));
     check(&|l| l.reply.as_mut().unwrap().truncate(1), Ok(()));
-    check(
-        &|l| drop(l.writes[0].remove(0)),
-        Err(ChunkMismatch::Handle),
-    );
+    check(&|l| drop(l.writes[0].remove(0)), Err(ChunkMismatch::Handle));
     check(
         &|l| {
             l.writes[0].truncate(1);

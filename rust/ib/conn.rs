@@ -358,8 +358,7 @@ impl<P: Protocol> Conn<P> {
         inner.fill_rx(parts, limits.rx_count, params.rx_bytes)?;
         inner.post_free_receives();
 
-        self.tx
-            .fill::<P>(parts, limits.tx_count, params.tx_bytes)?;
+        self.tx.fill::<P>(parts, limits.tx_count, params.tx_bytes)?;
         // CAST: Hundreds.
         let fences = KVec::with_capacity(limits.requests as usize, GFP_KERNEL)?;
         inner.mrs.lock().fences = fences;

@@ -104,12 +104,7 @@ impl TxRing {
 
     /// Fills an empty ring with `count` buffers of `size` bytes. Should one be missing, those before it
     /// are there. Sleeps.
-    pub(super) fn fill<P: Protocol>(
-        &mut self,
-        parts: &mut Parts,
-        count: u32,
-        size: u32,
-    ) -> Result {
+    pub(super) fn fill<P: Protocol>(&mut self, parts: &mut Parts, count: u32, size: u32) -> Result {
         // So many buffers at most wait for a completion although they were sent.
         self.batch = (count / 8).max(1);
         // CAST: Both are small.
