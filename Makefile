@@ -49,7 +49,7 @@ test-debug: debug
 	@tests/checkers
 	@tests/run --kernel debug --rdma rxe,siw
 
-soak:
+soak: all
 	@tests/run --client rust --server rust --soak '$(or $(HOURS),1)' $(if $(SEED),--seed '$(SEED)') soak.py
 
 bench:

@@ -96,11 +96,16 @@ for name, proc, reads in (
         error(peer, 16)
         good(peer)
 
-with check("a key that the server may not use: the connection ends"), connection() as peer:
-    # The Read is refused by our device, which may end the queue pair before the Send is complete.
-    with contextlib.suppress(Gone):
-        peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
-    ends(peer)
+with check("a key that the server may not use: the connection ends"):
+    is_closed(0)
+    with connection() as peer:
+        # The Read is refused by our device, which may end the queue pair before the Send is complete.
+        # Soft iWARP then completes no Receive of ours with an error: what counts is the server's end.
+        with contextlib.suppress(Gone):
+            peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
+        is_closed(0)
+        if RDMA != "siw":
+            ends(peer)
 
 with check("a long call, in segments of odd lengths"), connection() as peer:
     message = null(20, 99)
