@@ -11,6 +11,7 @@
 # make parity         which rows of Documentation/parity.md no test vouches for
 # make test-long       all guest tests in all pairings of modules: hours on a small machine
 # make debug           build a debug kernel (once, more than 10 minutes) and the module for it
+# make kcsan           the same of a kernel that looks for data races
 # make test-debug      the guest tests of `make test` on it, over rxe and siw
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
@@ -42,8 +43,8 @@ test:
 test-long:
 	@tests/all --long
 
-debug:
-	@$(kernel) debug $(if $(KVER),--kver '$(KVER)')
+debug kcsan:
+	@$(kernel) $@ $(if $(KVER),--kver '$(KVER)')
 
 test-debug: debug
 	@tests/checkers
@@ -68,4 +69,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test test-long debug test-debug soak bench parity clean distclean
+.PHONY: all update check install demo test test-long debug kcsan test-debug soak bench parity clean distclean

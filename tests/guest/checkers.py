@@ -74,10 +74,26 @@ def judge(name, said):
         equal(said["taint"] & (1 << 7 | 1 << 9 | 1 << 14), 0, "taint")
 
 
+def races():
+    """On the kernel that looks for data races: whether it did, on all machines."""
+    sides = {"server": on_server}
+    if NODES == 2 and not ON_SERVER:
+        sides["client"] = on_client
+    for name, side in sides.items():
+        with check(f"{name}: KCSAN is at work"):
+            said = numbers(side(f"cat {DEBUG}/kcsan"))
+            say(f"{said['setup_watchpoints']} accesses were watched, {said['data_races']} races were seen")
+            equal(said["enabled"], 1, "enabled")
+            expect(said["setup_watchpoints"] > 10000, "nearly nothing was watched")
+
+
 def main():
     if sys.argv[1:] == ["here"]:
         print(json.dumps(here()))
         return
+    if os.path.exists(f"{DEBUG}/kcsan"):
+        races()
+        done()
     if not os.path.exists(f"{DEBUG}/kmemleak"):
         with check("the checkers of a debug kernel"):
             raise Skip("this is none")
