@@ -253,6 +253,14 @@ impl Fake {
         facts.vague = true;
     }
 
+    /// The device speaks iWARP: it reads into registered memory alone.
+    pub(crate) fn be_iwarp(&mut self) {
+        // SAFETY: Nobody else uses the device now, and nobody moves what is changed.
+        for port in unsafe { &mut self.state.as_mut().get_unchecked_mut().ports } {
+            port.immutable.core_cap_flags = bindings::RDMA_CORE_CAP_PROT_IWARP;
+        }
+    }
+
     /// Queues can have so many entries, from now on.
     pub(crate) fn limit_queues(&self, entries: c_int) {
         // SAFETY: The attributes are read when a connection is made, by this thread.

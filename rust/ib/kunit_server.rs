@@ -14,7 +14,10 @@ mod tests {
             self,
             Link, //
         },
-        fake::Asked,
+        fake::{
+            Asked,
+            Fake, //
+        },
         op::IDLE_RWS,
         probe::Watch,
         trial::{
@@ -360,6 +363,27 @@ mod tests {
         assert!(seen.lock().ended == 1 && seen.lock().left == 0);
         assert_eq!(alive.load(Relaxed), 0);
         assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn regions_of_operations_that_a_device_forgets_go_with_the_queue_pair() -> Result {
+        let mut fake = Fake::new()?;
+        fake.be_iwarp();
+        let (seen, alive) = service()?;
+        let conn = accepted(&fake, &seen, &alive)?;
+        let regions = count(&fake.asked()?, |asked| *asked == Asked::AllocMr);
+        assert!(regions > 0);
+        let (pages, first) = pages(5)?;
+        post_read(&conn, &alive, pages, 7)?;
+        assert!(fake.sends() > 0);
+        fake.fail();
+        drop(conn);
+        assert!(first.is_alone());
+        assert!(seen.lock().ended == 1 && seen.lock().left == 0 && seen.lock().read.is_empty());
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), regions);
+        assert!(asked.last() == Some(&Asked::DeallocPd));
         Ok(())
     }
 

@@ -264,10 +264,9 @@ impl<S: Service> Op<S> {
     ///
     /// # Safety
     ///
-    /// `shared` is that of the operation's connection. The device does not touch the operation's
-    /// memory, and the queue pair is there still.
-    pub(super) unsafe fn reset(&mut self, shared: &Shared<S>) {
-        let qp = shared.qp();
+    /// `shared` is that of the operation's connection, and `qp` its queue pair, which is there still.
+    /// The device does not touch the operation's memory.
+    pub(super) unsafe fn reset(&mut self, shared: &Shared<S>, qp: *mut bindings::ib_qp) {
         let port = shared.port();
         while let Some(mut rw) = self.rws.pop() {
             if rw.ready {
@@ -324,6 +323,11 @@ impl<S: Service> Op<S> {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
     unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+        let qp = shared.qp();
+        if qp.is_null() {
+            // `Shared::release_lost` has it: no device completes anything after it was drained.
+            return;
+        }
         // SAFETY: `Shared::post` leaked the box when it posted the work requests.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         shared.note_op(this.number, core::ptr::null_mut());
@@ -337,7 +341,7 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
         // SAFETY: The last work request of the chain is complete, and so are all before it. The
         // queue pair is there as long as completions of it are handled; the context of its
         // completion queue is that of the connection.
-        unsafe { this.reset(shared) };
+        unsafe { this.reset(shared, qp) };
         shared.make_room(wrs, pages, this.is_reply());
         let job = this.job.take();
         let done = match (ok, &mut this.memory) {
@@ -462,7 +466,7 @@ impl<S: Service> Drop for Building<'_, S> {
     fn drop(&mut self) {
         if let Some(mut op) = self.op.take() {
             // SAFETY: It was not posted, and `conn`, of which it is one, keeps the queue pair.
-            unsafe { op.reset(&self.conn.shared) };
+            unsafe { op.reset(&self.conn.shared, self.conn.shared.qp()) };
             self.conn.shared.put_op(op);
         }
     }

@@ -549,12 +549,16 @@ impl<S: Service> ServerConn<S> {
         for mut list in [waiting, orphans] {
             while let Some(mut op) = list.pop() {
                 // SAFETY: See above.
-                unsafe { op.reset(shared) };
+                unsafe { op.reset(shared, qp) };
                 shared.put_op(op);
             }
         }
         // INVARIANT: There is no queue pair as far as others are concerned.
         shared.qp.store(core::ptr::null_mut(), Release);
+        if let (Some((send_cq, _)), false) = (&self.cqs, qp.is_null()) {
+            // SAFETY: The queue pair is drained, and the operations of others are not in use.
+            unsafe { shared.release_lost(qp, send_cq) };
+        }
         // SAFETY: Nobody uses the queue pair.
         unsafe {
             if !(*id).qp.is_null() {
@@ -563,8 +567,8 @@ impl<S: Service> ServerConn<S> {
         }
         // No handler runs when this is done.
         self.cqs = None;
-        // If the device could not flush its queues, what was posted is still on the lists. It is
-        // taken back now: the queues are gone.
+        // What the device never completed is still on the lists. It is taken back now: the queues
+        // are gone.
         shared.reap_receives();
         shared.reap_ops();
         self.domain.set_quiesced();

@@ -10,6 +10,7 @@
 //! from the service before its time, least of all for a peer that does not answer.
 
 use super::{
+    cq::Cq,
     device::Link,
     op::Op,
     server::{
@@ -23,6 +24,7 @@ use crate::{
     rt::{
         err,
         fifo::Fifo,
+        ratelimit::say,
         stack::Stack, //
     },
     trace, //
@@ -274,6 +276,54 @@ impl<S: Service> Shared<S> {
         }
     }
 
+    /// Releases the contexts of operations that the device has never completed: soft iWARP loses
+    /// some when a queue pair fails. Sleeps. Their memory stays until [`Self::reap_ops`].
+    ///
+    /// # Safety
+    ///
+    /// `qp` is the queue pair of the connection, was drained, and is not what [`Self::qp`] returns
+    /// any more. `send_cq` is its completion queue.
+    pub(super) unsafe fn release_lost(&self, qp: *mut bindings::ib_qp, send_cq: &Cq) {
+        let posted = || {
+            let entries = self.posted_ops.iter();
+            entries.filter_map(|entry| NonNull::new(entry.load(Relaxed)))
+        };
+        if posted().next().is_none() {
+            return;
+        }
+        // Handlers that found the queue pair have returned after this. Later ones do nothing.
+        smp_mb();
+        send_cq.flush();
+        let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
+        attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
+        // CAST: A low bit.
+        let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
+        // The core has asked for that, and did not say whether it came to be.
+        // SAFETY: The queue pair is valid.
+        let stopped = to_result(unsafe { bindings::ib_modify_qp(qp, &mut attr, mask) });
+        let mut count = 0u32;
+        for mut op in posted() {
+            count = count.saturating_add(1);
+            if stopped.is_ok() {
+                // SAFETY: It is there until `reap_ops`, and nobody else has it: see above. A queue
+                // pair in the error state transfers nothing.
+                unsafe { op.as_mut().reset(self, qp) };
+            }
+        }
+        say!(
+            pr_warn,
+            "device {} has never completed {} operations of the connection of client {}{}\n",
+            self.limits().device,
+            count,
+            self.peer().text(),
+            if stopped.is_ok() {
+                ""
+            } else {
+                ", nor stopped: what they had mapped is lost"
+            }
+        );
+    }
+
     /// Frees what is posted.
     ///
     /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
@@ -283,8 +333,8 @@ impl<S: Service> Shared<S> {
             if let Some(raw) = NonNull::new(raw) {
                 // SAFETY: Leaked when it was posted; there is no completion any more.
                 let mut op = unsafe { KBox::from_raw(raw.as_ptr()) };
-                // The core needs the queue pair to release them. This is for devices that have
-                // failed: their mappings are lost.
+                // The core needs the queue pair to release them. There are none but those of
+                // devices that `release_lost` could not stop: their mappings are lost.
                 while let Some(rw) = op.rws.pop() {
                     core::mem::forget(rw);
                 }

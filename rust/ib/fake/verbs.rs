@@ -27,6 +27,7 @@ pub(super) fn set(ops: &mut bindings::ib_device_ops) {
     ops.req_notify_cq = Some(req_notify_cq);
     ops.poll_cq = Some(poll_cq);
     ops.create_qp = Some(create_qp);
+    ops.modify_qp = Some(modify_qp);
     ops.destroy_qp = Some(destroy_qp);
     ops.drain_rq = Some(drain_rq);
     ops.drain_sq = Some(drain_sq);
@@ -137,6 +138,15 @@ unsafe extern "C" fn create_qp(
     let mut facts = unsafe { facts((*qp).device) }.lock();
     facts.ask(Asked::CreateQp);
     facts.qp = qp;
+    0
+}
+
+unsafe extern "C" fn modify_qp(
+    _: *mut bindings::ib_qp,
+    _: *mut bindings::ib_qp_attr,
+    _: c_int,
+    _: *mut bindings::ib_udata,
+) -> c_int {
     0
 }
 
