@@ -185,12 +185,6 @@ impl ClientTransport for Rdma {
         wait_for_room(xprt, lock, result)
     }
 
-    fn inject_disconnect(_xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) {
-        if let Some(conn) = &lock.conn {
-            conn.inject_disconnect();
-        }
-    }
-
     fn bc_max_payload(xprt: &Xprt<Self>) -> usize {
         // CAST: At most a page; `HDR_MIN` is 28.
         (xprt.inner().inline.load(Relaxed) as usize)

@@ -181,9 +181,6 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
         rqst: &mut BcReply<'_, Self>,
     ) -> Result<(), SendError>;
 
-    /// Breaks the connection, if there is one, as if the network had (row C118).
-    fn inject_disconnect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>);
-
     /// Row B2: how long a callback can be, in bytes. Must not sleep; there may be no connection.
     fn bc_max_payload(xprt: &Xprt<Self>) -> usize;
 

@@ -207,6 +207,7 @@ pub(super) fn send(
         let lease = set.cancel();
         let mut state = slot.lock();
         state.clear_header();
+        state.sent = true;
         state.memory = Memory::Home(lease);
         drop(state);
         return tx.send(len).map_err(|_| SendError::NotConnected);
@@ -217,6 +218,7 @@ pub(super) fn send(
     let mut state = slot.lock();
     state.set_header(tx.split().0.get(..header).unwrap_or(&[]));
     state.padded = shape.pad;
+    state.sent = true;
     tx.send_exposing(len, set, |set| state.memory = Memory::Out(set))
         .map_err(|_| SendError::NotConnected)
 }

@@ -72,7 +72,7 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
         }
         Ok(Some(set)) => reply.fence(endpoint, cx, set),
         Err(_) => {
-            // The call was not sent yet, or is answered a second time.
+            // The call was not sent on this connection, or is answered a second time.
             violation(endpoint);
         }
     }

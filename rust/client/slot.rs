@@ -45,6 +45,9 @@ pub(super) struct State {
     header: KVec<u8>,
     /// The chunks of the call name the connection's memory for padding.
     pub(super) padded: bool,
+    /// The call was sent on this connection: what names it is a reply. The peer can foresee XIDs, and an
+    /// RPC that is answered before it was sent would be complete while its memory is being exposed.
+    pub(super) sent: bool,
 }
 
 /// A request, as the transport sees it.
@@ -60,10 +63,13 @@ impl Slot {
         core::mem::replace(&mut self.state.lock().memory, Memory::Away)
     }
 
-    /// Takes the memory if the peer may reach it, leaving [`Memory::Away`]. `None` if it is at home,
-    /// `EBUSY` if somebody is at it.
+    /// Takes the memory of a call that was sent if the peer may reach it, leaving [`Memory::Away`].
+    /// `None` if it is at home; `EBUSY` if somebody is at it, or the call was not sent.
     pub(super) fn take_exposed(&self) -> Result<Option<Exposed<Endpoint>>> {
         let mut state = self.state.lock();
+        if !state.sent {
+            return Err(EBUSY);
+        }
         if let Memory::Home(_) = state.memory {
             return Ok(None);
         }
@@ -89,6 +95,7 @@ impl Slot {
     pub(super) fn sweep(&self, proof: &Quiesced) {
         let set = {
             let mut state = self.state.lock();
+            state.sent = false;
             match core::mem::replace(&mut state.memory, Memory::Away) {
                 Memory::Out(set) => set,
                 other => {
@@ -139,6 +146,7 @@ impl SlotState for Slot {
                 memory: Memory::Home(lease),
                 header: header?,
                 padded: false,
+                sent: false,
             }),
         }? Error)
     }
@@ -169,6 +177,7 @@ impl SlotState for Slot {
     }
 
     fn restore(&self, lease: PayloadLease) {
+        self.state.lock().sent = false;
         self.put(Memory::Home(lease));
     }
 

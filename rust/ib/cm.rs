@@ -169,7 +169,8 @@ impl Events {
             rdma_cm_event_type_RDMA_CM_EVENT_ADDR_ERROR => self.finish(Err(err::eproto())),
             rdma_cm_event_type_RDMA_CM_EVENT_ROUTE_ERROR
             | rdma_cm_event_type_RDMA_CM_EVENT_UNREACHABLE => {
-                self.finish(Err(err::enetunreach()));
+                // Not ENETUNREACH: RPCs of mounts in a network namespace fail by that for good.
+                self.finish(Err(err::ehostunreach()));
             }
             rdma_cm_event_type_RDMA_CM_EVENT_CONNECT_ERROR => self.finish(Err(err::enotconn())),
             rdma_cm_event_type_RDMA_CM_EVENT_REJECTED => {
@@ -378,7 +379,7 @@ impl Id {
             // Row C108g: a peer that does not answer is one that cannot be reached.
             .map_err(|e| {
                 if e == err::etimedout() {
-                    err::enetunreach()
+                    err::ehostunreach()
                 } else {
                     e
                 }

@@ -444,13 +444,6 @@ impl<P: Protocol> Conn<P> {
         }
     }
 
-    /// Breaks the connection as a peer could, to see what happens.
-    pub(crate) fn inject_disconnect(&self) {
-        if let Some(id) = &self.id {
-            id.disconnect();
-        }
-    }
-
     /// Ends the connection and releases all its resources but those that sets of exposed memory
     /// still have: give these the proof. Sleeps, in no case longer than the device takes to flush.
     pub(crate) fn shutdown(mut self) -> Quiesced {

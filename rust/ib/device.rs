@@ -15,6 +15,7 @@ use crate::{
         completion::Completion,
         cstr,
         err,
+        queue,
         ratelimit::say, //
     },
     trace, //
@@ -148,17 +149,17 @@ pub(crate) struct DeviceLease {
 impl DeviceLease {
     /// Takes a lease on a device that the connection manager chose.
     ///
-    /// `dev` is only compared, so it need not be valid. Sleeps. `ENETUNREACH` when the device is
+    /// `dev` is only compared, so it need not be valid. Sleeps. `ENOTCONN` when the device is
     /// not there any more or on its way out (row M27).
     pub(super) fn new(dev: *mut bindings::ib_device) -> Result<Self> {
         let devices = DEVICES.lock();
         let entry = devices
             .iter()
             .find(|entry| entry.dev.as_ptr() == dev)
-            .ok_or_else(err::enetunreach)?;
+            .ok_or_else(err::enotconn)?;
         let state = entry.state.lock();
         if state.removing {
-            return Err(err::enetunreach());
+            return Err(err::enotconn());
         }
         // INVARIANT: `remove` sets `removing` under the lock we hold, and waits for the count.
         entry.leases.inc();
@@ -208,9 +209,10 @@ impl DeviceLease {
         let id = NEXT_LISTENER.fetch_add(1, Relaxed);
         let mut state = self.entry.state.lock();
         if state.removing {
-            return Err(err::enetunreach());
+            return Err(err::enotconn());
         }
-        state.listeners.push((id, link), gfp)?;
+        // The device's removal waits for this lock, and file systems may wait for that.
+        queue::without_fs(|| state.listeners.push((id, link), gfp))?;
         // CAST: To tell them apart, the lower half will do.
         trace::rpcrdma_client_register(|| (self.name(), trace::Callback, id as u32));
         Ok(Listening {
@@ -341,7 +343,8 @@ pub(super) unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
             GFP_KERNEL,
         )?;
         trace::rpcrdma_client_add_one(|| (entry.name.as_c_str(),));
-        DEVICES.lock().push(entry, GFP_KERNEL)?;
+        // Whoever connects waits for this lock, and file systems for that.
+        queue::without_fs(|| DEVICES.lock().push(entry, GFP_KERNEL))?;
         ADDED.add(1, Relaxed);
         Ok(())
     };

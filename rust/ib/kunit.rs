@@ -458,7 +458,7 @@ mod tests {
         }
         assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::DeviceRemoved));
         // Nobody begins to use it now.
-        assert!(DeviceLease::new(fake.as_raw()).err() == Some(err::enetunreach()));
+        assert!(DeviceLease::new(fake.as_raw()).err() == Some(err::enotconn()));
         let proof = conn.shutdown();
         assert!(!removed.wait_msecs(100));
         let lease = take_set(&seen)?.reclaim(&proof);

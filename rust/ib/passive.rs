@@ -493,6 +493,28 @@ impl Port {
         // there until then. The module's queue outlives all listeners.
         unsafe { self.retry.queue(jiffies) };
     }
+
+    /// Drops requests whose peer, or device, has gone meanwhile, and opens what is to be open.
+    fn look_after(self: &Arc<Self>) {
+        loop {
+            let mut waiting = self.waiting.lock();
+            let gone = match &mut *waiting {
+                Some(list) => list
+                    .iter()
+                    .position(|incoming| incoming.events.is_lost())
+                    .and_then(|index| list.remove(index).ok()),
+                None => None,
+            };
+            drop(waiting);
+            if gone.is_none() {
+                break;
+            }
+        }
+        // An open listener is left alone: the retry may come after it was opened for another reason.
+        if self.moved.xchg(false, Full) || matches!(*self.life.lock(), Life::Away(..)) {
+            self.reopen();
+        }
+    }
 }
 
 /// # Safety
@@ -512,25 +534,8 @@ impl WorkItem for Port {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        // Requests whose peer, or device, has gone meanwhile.
-        loop {
-            let mut waiting = this.waiting.lock();
-            let gone = match &mut *waiting {
-                Some(list) => list
-                    .iter()
-                    .position(|incoming| incoming.events.is_lost())
-                    .and_then(|index| list.remove(index).ok()),
-                None => None,
-            };
-            drop(waiting);
-            if gone.is_none() {
-                break;
-            }
-        }
-        // An open listener is left alone: the retry may come after it was opened for another reason.
-        if this.moved.xchg(false, Full) || matches!(*this.life.lock(), Life::Away(..)) {
-            queue::without_fs(|| this.reopen());
-        }
+        // The removal of a device may wait for it, and file systems for that.
+        queue::without_fs(|| this.look_after());
     }
 }
 

@@ -131,8 +131,11 @@ impl WorkItem for Kept {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        let parts = this.parts.lock().take();
-        drop(parts);
+        // The device's removal waits for it, and file systems may wait for that.
+        queue::without_fs(|| {
+            let parts = this.parts.lock().take();
+            drop(parts);
+        });
     }
 }
 

@@ -584,9 +584,9 @@ unsafe extern "C" fn disable_swap(_raw: *mut bindings::rpc_xprt) {}
 ///
 /// sunrpc calls it, for a transport of type `T`.
 unsafe extern "C" fn inject_disconnect<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
-    // SAFETY: sunrpc calls this with a transport of this type, and with `XPRT_LOCKED` held.
+    // SAFETY: sunrpc calls this with a transport of this type, which the task has a reference to. It does
+    // not always have it locked: tasks whose requests others have sent come here too.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
     trace::xprtrdma_op_inject_dsc(|| (xprt.traced(),));
-    // SAFETY: As above.
-    T::inject_disconnect(xprt, &mut unsafe { SendLock::new(xprt) });
+    xprt.force_disconnect();
 }

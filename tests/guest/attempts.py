@@ -18,14 +18,14 @@ STALE, CONSUMER = 10, 28
 # What would come, what comes, its status, how the attempt ends, how many seconds it takes.
 ENDINGS = {
     "an error of the address": (ADDR_RESOLVED, ADDR_ERROR, -110, errno.EPROTO, 0),
-    "an error of the route": (ROUTE_RESOLVED, ROUTE_ERROR, -110, errno.ENETUNREACH, 0),
+    "an error of the route": (ROUTE_RESOLVED, ROUTE_ERROR, -110, errno.EHOSTUNREACH, 0),
     "an error of the connection": (ESTABLISHED, CONNECT_ERROR, -110, errno.ENOTCONN, 0),
-    "a server that cannot be reached": (ESTABLISHED, UNREACHABLE, -110, errno.ENETUNREACH, 0),
+    "a server that cannot be reached": (ESTABLISHED, UNREACHABLE, -110, errno.EHOSTUNREACH, 0),
     "a server that knows an older connection": (ESTABLISHED, REJECTED, STALE, errno.ENOTCONN, 0),
     "a server that refuses": (ESTABLISHED, REJECTED, CONSUMER, errno.ECONNREFUSED, 0),
     "no word of the address": (ADDR_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
     "no word of the route": (ROUTE_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
-    "no word of the server": (ESTABLISHED, IGNORED, 0, errno.ENETUNREACH, 30),
+    "no word of the server": (ESTABLISHED, IGNORED, 0, errno.EHOSTUNREACH, 30),
 }
 
 

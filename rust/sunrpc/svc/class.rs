@@ -26,6 +26,7 @@ use crate::{
             Net,
             SockAddr, //
         },
+        queue,
         ratelimit::say, //
     },
 };
@@ -429,12 +430,15 @@ unsafe extern "C" fn release_ctxt<T: ServerTransport>(
 unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     // SAFETY: sunrpc has a reference to the transport.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
-    if let Some(conn) = xprt.conn() {
-        T::detach(conn);
-    }
-    if let Some(listener) = xprt.listener() {
-        T::stop(listener);
-    }
+    // The removal of a device may wait for it, and file systems for that.
+    queue::without_fs(|| {
+        if let Some(conn) = xprt.conn() {
+            T::detach(conn);
+        }
+        if let Some(listener) = xprt.listener() {
+            T::stop(listener);
+        }
+    });
 }
 
 /// Row S74.
@@ -443,8 +447,9 @@ unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
 ///
 /// sunrpc calls it for a transport of type `T` without references.
 unsafe extern "C" fn free<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
+    // As above.
     // SAFETY: By the contract of this function.
-    unsafe { SvcXprt::<T>::free(raw) };
+    queue::without_fs(|| unsafe { SvcXprt::<T>::free(raw) });
 }
 
 /// Row S77: nothing to do, the connection is closed anyway.

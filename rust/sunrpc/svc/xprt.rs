@@ -118,12 +118,13 @@ unsafe extern "C" fn close_worker(work: *mut bindings::work_struct) {
     // SAFETY: By the contract of this function.
     let core: *mut Core = unsafe { kernel::container_of!(work, Core, close_work) };
     let raw: *mut bindings::svc_xprt = core.cast();
+    // The removal of a device may wait for it, and file systems for that.
     // SAFETY: The reference keeps the transport until it is put, which may be the last one: work
     // items may free themselves.
-    unsafe {
+    queue::without_fs(|| unsafe {
         bindings::svc_xprt_close(raw);
         bindings::svc_xprt_put(raw);
-    }
+    });
 }
 
 /// What a transport is.
