@@ -93,7 +93,7 @@ pub(crate) trait SlotState: Sized + Send + Sync + 'static {
     /// Calls `show` with each region by which a peer may reach it, for tracepoints. Must not sleep.
     fn exposed(&self, show: impl FnMut(trace::Mr));
 
-    /// Takes the lease that [`Self::reclaim`] gave.
+    /// Takes the lease that [`Self::reclaim`] gave. No call of the slot is under way.
     fn restore(&self, lease: PayloadLease);
 
     /// Calls `f` with the lease if [`Self::reclaim`] would return it at once, instead of that and

@@ -182,7 +182,9 @@ impl SlotState for Slot {
     }
 
     fn at_home<R>(&self, f: impl FnOnce(&mut PayloadLease) -> R) -> Option<R> {
-        match &mut self.state.lock().memory {
+        let mut state = self.state.lock();
+        state.sent = false;
+        match &mut state.memory {
             Memory::Home(lease) => Some(f(lease)),
             Memory::Out(_) | Memory::Away => None,
         }

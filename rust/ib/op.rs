@@ -42,6 +42,7 @@ use crate::{
         kbuf::RawGfp,
         pages::Region,
         pagevec::PageVec,
+        ratelimit::say,
         stack::{
             Linked,
             Stack, //
@@ -247,6 +248,14 @@ impl<S: Service> Op<S> {
                     let nents = rw.pieces.len() as u32;
                     (shared.op_queue(), addr, rkey, nents, wrs)
                 });
+                if Error::from_errno(wrs) == EAGAIN && shared.limits().regions == 0 {
+                    // Row X57: there are no regions, which nothing but that parameter asks for here.
+                    say!(
+                        pr_warn,
+                        "device {}: payload cannot be moved with ib_core.force_mr=1\n",
+                        shared.limits().device
+                    );
+                }
                 return Err(Error::from_errno(wrs));
             }
             // INVARIANT: Just initialised.

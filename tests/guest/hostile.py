@@ -10,6 +10,7 @@ spoil one reply. What the client makes of it is one of these:
 import concurrent.futures
 import errno
 
+from events import *
 from lib import *
 from proxy import *
 
@@ -413,7 +414,10 @@ def credits():
             time.sleep(2)
             first = proxy.seen[0]
             old = xprt_stats(AT)
-            xids = [(first.xid + n) & BIG for n in range(-8, 9) if n]
+            # They are counted in the byte order of the machine.
+            count = int.from_bytes(first.xid.to_bytes(4, "big"), sys.byteorder)
+            xids = [int.from_bytes(((count + n) & BIG).to_bytes(4, sys.byteorder), "big")
+                    for n in range(-8, 9) if n]
             # An error of NFS: 10004.
             proxy.order(lambda: [proxy.connection.send(
                 header(xid) + bytes(12) + words(xid, 1, 0, 0, 0, 0, 10004)) for xid in xids])
@@ -455,10 +459,15 @@ def endings():
             return True
         return requested
 
-    with check("disconnected as soon as accepted"):
+    with check("disconnected as soon as accepted: the next attempt waits"):
         proxy.requests += [accept_and(Connection.disconnect)] * 2
-        proxy.spoil(READ, hang_up)
-        fetch()
+        with traced(run) as events:
+            proxy.spoil(READ, hang_up)
+            fetch()
+        delays = [number(t, "delay") for t in of(events, "xprtrdma_op_connect")]
+        say(f"delays in jiffies: {delays}")
+        # Later ones: when the loss is noticed by a timeout, nothing is left of the delay (row C114).
+        expect(len(delays) == 3 and delays[1] > delays[0] == 0, "there is no delay")
         honest()
 
     sizes = (0, 1, 8, 56, 148) if LONG else (0, 8, 148)

@@ -22,6 +22,18 @@ SIZE = 512 << 10
 US, SUBNET = "10.0.0.2", "10.1"
 
 
+# Writes for good until it is told that it is enough.
+WRITER = """
+import os, sys
+fd, rounds = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 0
+while not os.path.exists("/tmp/enough"):
+    os.pwrite(fd, (b"%08d" % rounds) * 8192, (rounds % 64) << 16)
+    os.fsync(fd)
+    rounds += 1
+    print(rounds, flush=True)
+"""
+
+
 class Net:
     """A network namespace."""
 
@@ -165,4 +177,52 @@ with check("namespaces whose processes are killed at work: mounts go with them",
             each.wait(60 * SLOWNESS)
     ended(nets)
     wait_for(lambda: not peers(), 20, "the server has closed the connections")
+
+
+def refused():
+    return run("dmesg").count("cannot connect to server")
+
+
+with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
+        server_folder("nets"), namespaces(1) as (net,):
+    if MODULE != "rpcrdma_rust":
+        raise Skip("with the C transport, writes fail (C108c in decisions.md)")
+    run("rm", "-f", "/tmp/enough")
+    # Writers wait for longer than is usual.
+    patience = read("/proc/sys/kernel/hung_task_timeout_secs")
+    write("/proc/sys/kernel/hung_task_timeout_secs", str(600 * SLOWNESS))
+    logs, jobs = [f"/tmp/writer-{vers}" for vers in ("3", "4.2")], []
+    try:
+        for vers, name in zip(("3", "4.2"), logs):
+            os.makedirs(f"/mnt/{vers}", exist_ok=True)
+            with open(name, "w") as log:
+                jobs.append(subprocess.Popen(
+                    ["ip", "netns", "exec", net.name, "sh", "-c",
+                     f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{vers} && "
+                     f"exec python3 -c '{WRITER}' /mnt/{vers}/nets/{vers}"],
+                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
+
+        def rounds():
+            return [len(read(name).split()) for name in logs]
+
+        wait_for(lambda: min(rounds()) > 3, 60, "both write")
+        before = refused()
+        on_server(f"tc qdisc add dev {NETDEV} root netem loss 100%")
+        try:
+            # It is said once for each mount.
+            wait_for(lambda: refused() >= before + 2, 200, "attempts to connect have failed")
+            time.sleep(5)
+        finally:
+            on_server(f"tc qdisc delete dev {NETDEV} root")
+            mend()
+        late = rounds()
+        wait_for(lambda: all(new > old + 2 for new, old in zip(rounds(), late)), 120, "both go on")
+        write("/tmp/enough", "")
+        for job, name in zip(jobs, logs):
+            equal(job.wait(60 * SLOWNESS), 0, f"exit of a writer that said {read(name)[-300:]}")
+    finally:
+        for job in jobs:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, 9)
+        write("/proc/sys/kernel/hung_task_timeout_secs", patience)
 done()

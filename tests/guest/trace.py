@@ -126,6 +126,24 @@ def client():
         expect(f"server {SERVER}:{PORT} by device {RDMA}0 is lost: " in line, line)
         wait_for(lambda: any("connected to server" in l for l in log(run)), 60, "a message")
 
+    with check("the device is removed and comes back: who is told, and when"), mounted("4.2") as at, \
+            server_folder("trace"):
+        before = xprt_stats(at)["connect_count"]
+        with traced(run) as events:
+            run("rdma", "link", "delete", f"{RDMA}0")
+            run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+            write_file(f"{at}/trace/h", b"back")
+            wait_for(lambda: xprt_stats(at)["connect_count"] > before, 60, "another connection")
+        device = f"device={RDMA}0"
+        names = [e.name for e in events if e.name.startswith("rpcrdma_client") and device in e.text]
+        order = ["rpcrdma_client_remove_one", "rpcrdma_client_wait_on", "rpcrdma_client_unregister",
+                 "rpcrdma_client_completion", "rpcrdma_client_remove_one_done", "rpcrdma_client_add_one",
+                 "rpcrdma_client_register"]
+        say(names)
+        equal(names, order, "events of the device")
+        texts = of(events, "xprtrdma_device_removal")
+        equal(texts, [f"device {RDMA}0 to be removed, disconnecting {SERVER}:{PORT}"], "its text")
+
 
 def server():
     size = 1 << 18
