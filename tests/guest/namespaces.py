@@ -179,6 +179,55 @@ with check("namespaces whose processes are killed at work: mounts go with them",
     wait_for(lambda: not peers(), 20, "the server has closed the connections")
 
 
+# A second nfsd on the server's machine, in a namespace with a device of its own. NFSv3 alone: NFSv4 would
+# wait a minute for an nfsdcld there.
+INSIDE = "10.2.0.2"
+SECOND = """
+ip addr add 10.2.0.2/24 dev e9; ip link set e9 up; ip link set lo up; ip route add default via 10.2.0.1
+rdma link add s9 type $RDMA netdev e9
+mount -t nfsd nfsd /proc/fs/nfsd
+# Its own rpcbind.
+mount -t tmpfs none /run
+rpcbind
+exportfs -ra
+rpc.mountd
+echo +3 -4 >/proc/fs/nfsd/versions
+echo rdma 20049 >/proc/fs/nfsd/portlist
+echo 2 >/proc/fs/nfsd/threads
+"""
+
+
+@contextlib.contextmanager
+def second_server():
+    on_server(f"cat >/tmp/second <<'X'\nset -e{SECOND}X")
+    on_server("ip netns add srv; ip link add h9 mtu 9000 type veth peer name e9 mtu 9000 netns srv; "
+              "ip addr add 10.2.0.1/24 dev h9; ip link set h9 up; cat /proc/sys/net/ipv4/ip_forward "
+              ">/tmp/forward; echo 1 >/proc/sys/net/ipv4/ip_forward; "
+              f"RDMA={RDMA} ip netns exec srv sh /tmp/second")
+    run("ip", "route", "add", "10.2.0.0/16", "via", SERVER)
+    try:
+        yield
+    finally:
+        run("ip", "route", "del", "10.2.0.0/16")
+        # With its last process go its file systems, with nfsd's nfsd, and then the namespace.
+        on_server("cat /tmp/forward >/proc/sys/net/ipv4/ip_forward; ip netns pids srv | xargs kill -9; "
+                  "ip netns delete srv")
+        begun = time.monotonic()
+        wait_for(lambda: "h9" not in on_server("ls /sys/class/net"), 60, "the server's namespace has ended")
+        say(f"the server's namespace ended after {time.monotonic() - begun:.1f} s")
+
+
+with check("nfsd in a namespace: files, and its device goes and comes back; it ends with what is in it", 300), \
+        server_folder("nets") as folder, second_server():
+    with mounted("3", server=INSIDE) as at:
+        data = random_bytes(SIZE)
+        write_file(f"{at}/nets/one", data, direct=True)
+        expect(f"src-addr {INSIDE}:{PORT}" in on_server("rdma resource show cm_id"), "connected elsewhere")
+        on_server(f"ip netns exec srv sh -c 'rdma link delete s9; rdma link add s9 type {RDMA} netdev e9'")
+        write_file(f"{at}/nets/two", data, direct=True)
+        equal(server_sums(folder), dict.fromkeys(("one", "two"), sha(data)), "sums on the server")
+
+
 def refused():
     return run("dmesg").count("cannot connect to server")
 
