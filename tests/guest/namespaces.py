@@ -235,7 +235,7 @@ def refused():
 with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
         server_folder("nets"), namespaces(1) as (net,):
     if MODULE != "rpcrdma_rust":
-        raise Skip("with the C transport, writes fail (C108c in decisions.md)")
+        raise Skip("the C transport ends such attempts otherwise (C108c in decisions.md)")
     run("rm", "-f", "/tmp/enough")
     # Writers wait for longer than is usual.
     patience = read("/proc/sys/kernel/hung_task_timeout_secs")
