@@ -201,7 +201,13 @@ impl<S: Service> Op<S> {
         };
         let mut count = 0u32;
         while pieces.peek().is_some() {
-            let mut rw = shared.take_rw(self.direction())?;
+            // Tells how many pieces of memory there was room for.
+            let short = |count: usize| {
+                // CAST: At most a few hundred.
+                trace::svcrdma_rwctx_empty(|| (shared.op_queue(), count as u32));
+            };
+            let taken = shared.take_rw(self.direction());
+            let mut rw = taken.inspect_err(|_| short(0))?;
             let mut bytes = 0u32;
             // One context covers what is contiguous except for page boundaries: the RDMA core may
             // map it as one range. No piece of a read crosses a page boundary.
@@ -212,14 +218,13 @@ impl<S: Service> Op<S> {
                         && page_offset(piece.offset()) == 0
                         && rw.pieces.len() < most)
             }) {
-                rw.pieces.push(
-                    bindings::bio_vec {
-                        bv_page: piece.page().as_ptr(),
-                        bv_len: piece.len(),
-                        bv_offset: piece.offset(),
-                    },
-                    GFP_KERNEL,
-                )?;
+                let entry = bindings::bio_vec {
+                    bv_page: piece.page().as_ptr(),
+                    bv_len: piece.len(),
+                    bv_offset: piece.offset(),
+                };
+                let pushed = rw.pieces.push(entry, GFP_KERNEL);
+                pushed.inspect_err(|_| short(rw.pieces.len()))?;
                 bytes = bytes.checked_add(piece.len()).ok_or(EINVAL)?;
                 end = piece.end();
             }
@@ -382,7 +387,7 @@ impl<S: Service> Shared<S> {
                 rw.pieces.clear();
                 Ok(rw)
             }
-            None => KBox::new(
+            None => Ok(KBox::new(
                 // INVARIANT: Not ready.
                 RwCtx {
                     raw: Opaque::uninit(),
@@ -392,11 +397,7 @@ impl<S: Service> Shared<S> {
                     link: None,
                 },
                 GFP_KERNEL,
-            )
-            .map_err(|e| {
-                trace::svcrdma_rwctx_empty(|| (self.op_queue(), 0));
-                e.into()
-            }),
+            )?),
         }
     }
 

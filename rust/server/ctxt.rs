@@ -41,8 +41,8 @@ pub(crate) struct CallCtxt {
     pub(super) slots: KVec<Slot>,
     /// The next chunk to be used.
     next: usize,
-    /// Some payload does not fit into its chunk: there can be no reply.
-    pub(super) too_short: bool,
+    /// Some payload does not fit into its chunk: there can be no reply. Which chunk, how much payload.
+    pub(super) too_short: Option<(usize, u32)>,
     /// A list without pages: room for those of the next call that is read.
     pub(super) spare: PageVec,
 }
@@ -57,7 +57,7 @@ impl CallCtxt {
             None
         };
         self.next = 0;
-        self.too_short = false;
+        self.too_short = None;
         self.header.clear();
         self.slots.clear();
         if call.writes.is_empty() && call.reply.is_none() {
@@ -82,12 +82,13 @@ impl CallCtxt {
     /// X36). That a chunk is too short is said when the reply is sent, and not here: the service would
     /// cut its reply off in the middle of the payload, which sunrpc warns of.
     pub(super) fn result_payload(&mut self, at: u32, len: u32) {
-        let Some(slot) = self.slots.get_mut(self.next) else {
+        let number = self.next;
+        let Some(slot) = self.slots.get_mut(number) else {
             return;
         };
-        self.next = self.next.wrapping_add(1);
+        self.next = number.wrapping_add(1);
         if len > slot.room {
-            self.too_short = true;
+            self.too_short.get_or_insert((number, len));
             return;
         }
         slot.at = at;

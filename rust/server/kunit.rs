@@ -170,12 +170,12 @@ mod tests {
         let mut ctxt = pool.take(&decode(&bytes)?, &bytes, true)?;
         assert!(ctxt.invalidate == Some(KEY) && ctxt.slots.len() == 1);
         ctxt.result_payload(4, 2 * PAGE + 1);
-        assert!(ctxt.too_short);
+        assert!(ctxt.too_short == Some((0, 2 * PAGE + 1)));
         pool.put(ctxt);
         let bytes = plain()?;
         let ctxt = pool.take(&decode(&bytes)?, &bytes, true)?;
         assert!(ctxt.invalidate.is_none() && ctxt.slots.is_empty());
-        assert!(!ctxt.too_short && ctxt.header.is_empty());
+        assert!(ctxt.too_short.is_none() && ctxt.header.is_empty());
         pool.put(ctxt);
         // The first chunk is the first again.
         let bytes = with_write(2)?;

@@ -39,12 +39,7 @@ use kernel::prelude::*;
 /// Sends a reply. After an error the connection is closed.
 pub(super) fn send(conn: &Connection, ctxt: &mut CallCtxt, rqst: &mut ReplyRqst<'_>) -> Result {
     let xid = ctxt.xid;
-    let result = if ctxt.too_short {
-        Err(err::emsgsize())
-    } else {
-        Shape::new(conn, ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst))
-    };
-    let result = match result {
+    let result = match Shape::new(conn, ctxt, rqst.len()).and_then(|shape| shape.send(conn, rqst)) {
         Err(e) if e == err::emsgsize() => conn.refuse(&CallError::ErrChunk {
             xid,
             version: wire::VERSION,
@@ -153,6 +148,12 @@ impl<'c> Shape<'c> {
 
     fn send(&self, conn: &Connection, rqst: &mut ReplyRqst<'_>) -> Result {
         let mut tx = conn.rdma().reply()?;
+        if let Some((number, len)) = self.ctxt.too_short {
+            if let Some(chunk) = self.writes.clone().nth(number) {
+                trace_short(&tx, &chunk, len as usize);
+            }
+            return Err(err::emsgsize());
+        }
         let limit = conn.max_send;
         let buf = tx.buf();
         let buf = buf.get_mut(..limit).ok_or(EINVAL)?;
@@ -162,11 +163,14 @@ impl<'c> Shape<'c> {
         let rest = self.rest_len();
         let long = header.saturating_add(rest) > limit;
         let len = if long {
-            if self.reply.is_none() {
+            let Some(chunk) = &self.reply else {
                 return Err(err::emsgsize());
-            }
-            self.encode(buf, conn.credits, true)
-                .map_err(|_| err::emsgsize())?
+            };
+            let Ok(len) = self.encode(buf, conn.credits, true) else {
+                trace_short(&tx, chunk, rest);
+                return Err(err::emsgsize());
+            };
+            len
         } else {
             let mut at = header;
             for range in self.rest() {
@@ -181,9 +185,15 @@ impl<'c> Shape<'c> {
             at
         };
         trace::svcrdma_encode_wseg(|show| {
-            let chunks = Iterator::chain(self.writes.clone(), self.reply.filter(|_| long));
-            for (number, segment) in chunks.flat_map(|chunk| (0..u32::MAX).zip(chunk.segments())) {
-                show((tx.cid(), number, traced(&segment)));
+            let lens = self.ctxt.slots.iter().map(|slot| slot.len);
+            // CAST: It was put into a header.
+            let rest = |chunk| (chunk, rest as u32);
+            let reply = self.reply.filter(|_| long).map(rest);
+            for (chunk, len) in Iterator::chain(self.writes.clone().zip(lens), reply) {
+                let filled = chunk.filled(len).into_iter().flatten();
+                for (number, segment) in (0..u32::MAX).zip(filled) {
+                    show((tx.cid(), number, traced(&segment)));
+                }
             }
         });
 
@@ -221,6 +231,18 @@ impl<'c> Shape<'c> {
     }
 }
 
+/// Tells that `len` bytes do not fit into a chunk, if that is so.
+#[cold]
+fn trace_short(tx: &Reply<'_, Peer>, chunk: &Chunk<'_>, len: usize) {
+    // CAST: 32 bits fit.
+    let left = len.saturating_sub(chunk.total().unwrap_or(u32::MAX) as usize);
+    if left != 0 {
+        // CAST: A reply has at most a few megabytes, and a chunk a few hundred segments.
+        let all = chunk.segments().len() as u32;
+        trace::svcrdma_small_wrch_err(|| (tx.cid(), left as u32, all, all));
+    }
+}
+
 /// Writes parts of the reply into a chunk, one after the other. Returns how many contexts that took.
 fn fill(
     tx: &mut Reply<'_, Peer>,
@@ -236,12 +258,8 @@ fn fill(
     for mut part in parts {
         while !part.is_empty() {
             while room == 0 {
-                let Some(segment) = segments.next() else {
-                    // CAST: A reply has at most a few megabytes, and a chunk a few hundred segments.
-                    let (left, all) = (part.len() as u32, chunk.segments().len() as u32);
-                    trace::svcrdma_small_wrch_err(|| (tx.cid(), left, all, all));
-                    return Err(EINVAL);
-                };
+                // There is room for all of it: see `Shape::send`.
+                let segment = segments.next().ok_or(EINVAL)?;
                 // CAST: 32 bits fit.
                 room = segment.length as usize;
                 addr = segment.offset;

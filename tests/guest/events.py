@@ -42,11 +42,39 @@ def xids(texts):
     return sorted(number(t, "xid") for t in texts)
 
 
+def cids(texts):
+    """(completion queue, number) of work requests: how often each comes."""
+    return collections.Counter((number(t, "cq.id"), number(t, "cid")) for t in texts)
+
+
+def task(text):
+    return text.split()[0]
+
+
+def shown(events, wanted):
+    """Each of these events came as often, and in order says what it should: {name: [pattern, ...]}."""
+    for name, patterns in wanted.items():
+        texts = of(events, name)
+        equal(len(texts), len(patterns), f"how often {name} came, first {texts[:3]}")
+        for text, pattern in zip(texts, patterns):
+            expect(re.search(pattern, text), f"{name}: {text!r} instead of {pattern!r}")
+
+
 @contextlib.contextmanager
-def traced(side, *more):
-    """A list, which has the events of the body afterwards."""
+def shows(side, wanted, *more):
+    """The body makes these events, as of shown(), if our module is on that side."""
+    with traced(side, *more) as events:
+        yield events
+    if os.environ["CLIENT" if side is run else "SERVER_FLAVOUR"] == "rust":
+        shown(events, wanted)
+
+
+@contextlib.contextmanager
+def traced(side, *more, only=None):
+    """A list, which has the events of the body afterwards: all of the transport, or `only` some."""
     events = []
-    on = [f"{TRACING}/events/{e}/enable" for e in ("rpcrdma", *more)]
+    own = [f"rpcrdma/{name}" for name in only] if only else ["rpcrdma"]
+    on = [f"{TRACING}/events/{e}/enable" for e in (*own, *more)]
     shell(side, f"cd {TRACING}; echo 0 >tracing_on; echo >trace; echo 16384 >buffer_size_kb; "
           + "; ".join(f"echo 1 >{f}" for f in on) + "; echo 1 >tracing_on")
     try:

@@ -5,8 +5,12 @@ import contextlib
 import struct
 from random import Random
 
+from events import *
 from lib import *
 from peer import *
+
+# What soft iWARP says of work requests that failed is something else, or nothing.
+ROCE = RDMA != "siw"
 
 
 def resources():
@@ -17,7 +21,8 @@ baseline = resources()
 say(baseline)
 
 with check("a plain call"), connection() as peer:
-    good(peer)
+    with shows(on_server, {"svcrdma_send_pullup": [r"hdr=28 msg=24 \(total 52\)"]}):
+        good(peer)
 
 with check("credits 0 and 2^32-1"), connection() as peer:
     for credits in (0, 0xffffffff):
@@ -98,14 +103,44 @@ for name, proc, reads in (
 
 with check("a key that the server may not use: the connection ends"):
     is_closed(0)
-    with connection() as peer:
+    with shows(on_server, {"svcrdma_wc_read_err": [r"status=REM_ACCESS_ERR \(10/"]} if ROCE else {}), \
+            connection() as peer:
         # The Read is refused by our device, which may end the queue pair before the Send is complete.
         # Soft iWARP then completes no Receive of ours with an error: what counts is the server's end.
         with contextlib.suppress(Gone):
             peer.send(fixed(17) + lists([(40, 0x12345, 64, 0x1000)]) + null(17))
         is_closed(0)
-        if RDMA != "siw":
+        if ROCE:
             ends(peer)
+
+# The Write and the Send behind it are one chain, of which one completion tells: that of the Send.
+with check("a key that the server may not write with: the connection ends"), \
+        shows(on_server, dict.fromkeys(("svcrdma_wc_write_flush", "svcrdma_wc_send_flush"),
+                                       [r"status=WR_FLUSH_ERR \(5/"]) if ROCE else {}), \
+        connection() as peer:
+    with contextlib.suppress(Gone):
+        peer.send(fixed(17) + lists((), [[(0x12345, 4, 0x1000)] * 30] * 2, [(0x12345, 40, 0x1000)]) + null(17))
+    is_closed(0)
+    if ROCE:
+        ends(peer)
+
+with check("a peer that takes no reply, and does not ask to try again: the connection ends"), \
+        shows(on_server, dict.fromkeys(("svcrdma_wc_write_err", "svcrdma_wc_send_err"),
+                                       [r"status=RNR_RETRY_EXC_ERR \(13/"]) if ROCE else {}):
+    peer = Peer(receives=0)
+    space = peer.space(64)
+    key, at = space.rkey, space.buf
+    with contextlib.suppress(Gone):
+        peer.send(fixed(17) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 40, at)]) + null(17))
+    is_closed(0)
+    peer.close()
+
+with check("a message that is longer than any may be: the connection ends"), \
+        shows(on_server, {"svcrdma_wc_recv_err": [r"status=\w+ \([1-9]"]} if ROCE else {}), \
+        connection() as peer:
+    with contextlib.suppress(Gone):
+        peer.send(fixed(18) + lists() + null(18) + bytes(8192))
+    is_closed(0)
 
 with check("a long call, in segments of odd lengths"), connection() as peer:
     message = null(20, 99)
@@ -174,8 +209,14 @@ with check("a long reply goes to the Reply chunk"), connection() as peer:
     # a Reply chunk.
     writes, reply = [[(key, 4, at)] * 30] * 2, [(key, 40, at)]
     equal(len(fixed(0) + lists((), writes)), 1004, "header of a reply with all inline")
-    peer.send(fixed(31) + lists((), writes, reply) + null(31))
-    data = peer.recv()
+    segments = [(n, 0) for _ in writes for n in range(30)] + [(0, 24)]
+    with shows(on_server, {
+            "svcrdma_post_reply_chunk": ["sqecount=2"], "svcrdma_post_write_chunk": [],
+            "svcrdma_send_pullup": [], "svcrdma_wc_write": ["cid="], "svcrdma_wc_send": ["cid="],
+            "svcrdma_encode_wseg": [f"segno={n} {size}@{at:#018x}:{key:#010x}" for n, size in segments]}):
+        peer.send(fixed(31) + lists((), writes, reply) + null(31))
+        data = peer.recv()
+        time.sleep(0.5)
     equal(struct.unpack_from(">4I", data)[3], NOMSG, "procedure of the reply")
     empty = [[(k, 0, a) for k, _, a in chunk] for chunk in writes]
     equal(data[16:], lists((), empty, [(key, 24, at)]), "lists of the reply")
@@ -185,8 +226,10 @@ with check("a long reply goes to the Reply chunk"), connection() as peer:
 with check("a Reply chunk that is too short: an error"), connection() as peer:
     space = peer.space(64)
     key, at = space.rkey, space.buf
-    peer.send(fixed(32) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 23, at)]) + null(32))
-    error(peer, 32)
+    with shows(on_server, {"svcrdma_small_wrch_err": ["remaining=1 seg_no=1 num_segs=1"],
+                           "svcrdma_err_chunk": ["xid=0x00000020"]}):
+        peer.send(fixed(32) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 23, at)]) + null(32))
+        error(peer, 32)
     equal(space.read(64, 0), b"\xee" * 64, "memory")
     good(peer)
 
@@ -199,8 +242,11 @@ with check("payload that does not fit into its Write chunk: an error, of which n
     # Of 7 bytes nfsd has put the padding into the reply when it hears of the chunk.
     for size in (8, 7):
         for room in ([(key, 4, at)], [(key, 2, at), (key, 4, at + 2)]):
-            peer.send(fixed(33) + lists((), [room]) + nfs3(33, 6, file) + words(0, 0, size))
-            error(peer, 33)
+            left, count = size - sum(length for _, length, _ in room), len(room)
+            with shows(on_server, {"svcrdma_small_wrch_err":
+                                   [f"remaining={left} seg_no={count} num_segs={count}"]}):
+                peer.send(fixed(33) + lists((), [room]) + nfs3(33, 6, file) + words(0, 0, size))
+                error(peer, 33)
     equal(space.read(64, 0), b"\xee" * 64, "memory")
     peer.send(fixed(34) + lists((), [[(key, 7, at)]]) + nfs3(34, 6, file) + words(0, 0, 7))
     answer(peer, 34, header=lists((), [[(key, 7, at)]]))

@@ -40,6 +40,13 @@ with check("events, fields and texts are those of the C module"):
     say(f"{len(ours)} events")
 
 
+SEGMENT = r"(\d+@0x[0-9a-f]+:0x[0-9a-f]+)"
+
+
+def segments(texts):
+    return sorted(re.findall(SEGMENT, " ".join(texts)))
+
+
 def client():
     data = random_bytes(1 << 18)
     with server_folder("trace"):
@@ -48,9 +55,11 @@ def client():
             script = (f"mkdir -p /mnt/a && mount -t nfs -o {options('3', 'noac')} {SERVER}:{EXPORT} /mnt/a"
                       " && dd if=/dev/urandom of=/mnt/a/trace/f bs=64K count=4 oflag=direct status=none"
                       " && dd if=/mnt/a/trace/f of=/dev/null bs=65535 count=4 iflag=direct status=none"
+                      " && dd if=/mnt/a/trace/f of=/dev/null bs=1000 count=40 iflag=direct status=none"
                       " && ls -l /mnt/a/trace >/dev/null && umount /mnt/a")
-            run("trace-cmd", "record", "-q", "-b", "8192", "-o", path, "-e", "rpcrdma",
-                "-e", "sunrpc:xprt_transmit", "sh", "-c", script, timeout=110)
+            with traced(on_server) as its:
+                run("trace-cmd", "record", "-q", "-b", "8192", "-o", path, "-e", "rpcrdma",
+                    "-e", "sunrpc:xprt_transmit", "sh", "-c", script, timeout=110)
             events = parse(run("trace-cmd", "report", "-i", path, timeout=110))
             os.unlink(path)
             shell(run, f"echo 1 >{TRACING}/buffer_size_kb")
@@ -81,11 +90,30 @@ def client():
             equal([t.split()[0] for t in of(events, "xprtrdma_post_send")], tasks, "tasks")
             for text in good:
                 expect(number(text, "received") >= 28, text)
+        with check("message buffers: what is posted, and what is complete"):
+            received, posted = cids(good), cids(of(events, "xprtrdma_post_recv"))
+            equal(received - posted, collections.Counter(), "messages in buffers that were not posted")
+            equal(cids(of(events, "xprtrdma_wc_receive")), posted, "Receives that are complete at the end")
+            told = [re.fullmatch(rf"{re.escape(peer)} cq\.id=\d+ (\d+) new recvs, (\d+) active", t)
+                    for t in of(events, "xprtrdma_post_recvs")]
+            expect(told and all(told), f"{told}")
+            equal(sum(int(t[1]) for t in told), posted.total(), "Receives that were posted")
+            equal({int(t[2]) for t in told}, {int(told[0][1])}, "Receives in the ring: the first were all")
+            signalled = cids(t for t in of(events, "xprtrdma_post_send") if t.endswith(" signaled"))
+            expect(signalled, "no Send was to have a completion")
+            equal(cids(of(events, "xprtrdma_wc_send")), signalled, "Sends with a completion")
+            expect(all("status=SUCCESS (0/0x0)" in t for t in of(events, "xprtrdma_wc_send")), "their status")
+        with check("replies: what was copied to the page list, and what the server has written"):
+            copied = [t for t in of(events, "xprtrdma_fixup") if "fixup=1000 " in t]
+            equal(len({task(t) for t in copied} & set(tasks)), 40, f"small reads of {len(copied)}")
+            expect(all(re.search(r" xdr=\d+/1000/\d+$", t) for t in copied), copied)
+            got = segments(of(events, "xprtrdma_decode_seg"))
+            expect(got, "no segments")
+            equal(got, segments(of(its, "svcrdma_encode_wseg")), "segments in replies, and what the server says")
         with check("memory: what is mapped is what messages name, and none stays"):
-            segment = r"(\d+@0x[0-9a-f]+:0x[0-9a-f]+)"
-            mapped = sorted(re.findall(segment, " ".join(of(events, "xprtrdma_mr_map"))))
+            mapped = segments(of(events, "xprtrdma_mr_map"))
             named = of(events, "xprtrdma_chunk_read", "xprtrdma_chunk_write", "xprtrdma_chunk_reply")
-            equal(sorted(re.findall(segment, " ".join(named))), mapped, "segments in chunks")
+            equal(segments(named), mapped, "segments in chunks")
             for name in ("xprtrdma_chunk_read", "xprtrdma_chunk_write", "xprtrdma_chunk_wp"):
                 expect(count[name] >= 4, f"{name}: {count[name]}")
             equal(len(of(events, "xprtrdma_mr_fastreg")), len(mapped), "registrations")
@@ -126,6 +154,15 @@ def client():
         expect(f"server {SERVER}:{PORT} by device {RDMA}0 is lost: " in line, line)
         wait_for(lambda: any("connected to server" in l for l in log(run)), 60, "a message")
 
+    with check("a session wants callbacks: the slots that are made"):
+        with traced(run) as events, mounted("4.2") as at:
+            made = xprt_stats(at)["mrs_allocated"]
+        shown(events, {"xprtrdma_cb_setup": [rf"^peer=\[{SERVER}\]:{PORT} 16 reqs$"]})
+        told = [re.fullmatch(rf"peer=\[{SERVER}\]:{PORT} created (\d+) MRs", t)
+                for t in of(events, "xprtrdma_createmrs")]
+        expect(told and all(told) and sum(int(t[1]) for t in told) >= made > 0,
+               f"{made} regions: {of(events, 'xprtrdma_createmrs')}")
+
     with check("the device is removed and comes back: who is told, and when"), mounted("4.2") as at, \
             server_folder("trace"):
         before = xprt_stats(at)["connect_count"]
@@ -155,7 +192,8 @@ def server():
                 with mounted("3", "noac") as at:
                     write_file(f"{at}/trace/f", random_bytes(size), direct=True, block=1 << 16)
                     read_file(f"{at}/trace/f", direct=True, block=1 << 16)
-                    os.listdir(f"{at}/trace")
+                    on_server(f"cd {EXPORT}/trace; touch $(seq -f {'n' * 100}%g 200)")
+                    equal(len(os.listdir(f"{at}/trace")), 201, "names")
                 # The last reply is complete when the connection is gone.
                 wait_for(lambda: any("has ended" in l for l in log(on_server)), 20, "the end")
             count = collections.Counter(e.name for e in events)
@@ -166,14 +204,33 @@ def server():
             equal(count["svcrdma_wc_recv"], len(calls), "messages")
             equal(count["svcrdma_post_send"], len(calls), "Sends")
             equal(count["svcrdma_wc_send"], len(calls), "Sends that are complete")
+        with check("message buffers: what is posted, and what is complete"):
+            posted, came = cids(of(events, "svcrdma_post_recv")), cids(of(events, "svcrdma_wc_recv"))
+            equal(came - posted, collections.Counter(), "messages in buffers that were not posted")
+            equal(posted - came, cids(of(events, "svcrdma_wc_recv_flush")), "Receives that were flushed")
+            sends = cids(of(events, "svcrdma_post_send"))
+            equal(cids(of(events, "svcrdma_wc_send")), sends, "Sends")
+            copied, long = (of(events, "svcrdma_" + name) for name in ("send_pullup", "post_reply_chunk"))
+            expect(long, "no reply went to a Reply chunk")
+            equal(cids(copied + long), sends, "Sends with a copied reply, and those without")
+            # What the client has got, but for replies that are in Reply chunks.
+            sizes = [int(re.search(r"\(total (\d+)\)$", t)[1]) for t in copied]
+            received = [number(t, "received") for t in of(theirs, "xprtrdma_wc_receive") if "(0/0x0)" in t]
+            more = collections.Counter(received) - collections.Counter(sizes)
+            equal(more.total(), len(received) - len(sizes), f"messages of {sizes}, of which {received} came")
+            equal(more.total(), len(long), "messages without a reply")
         with check("payload: all of it is read and written, in chunks of the client"):
-            segment = r"(\d+@0x[0-9a-f]+:0x[0-9a-f]+)"
-            for ours, its in (("rseg", ("xprtrdma_chunk_read",)),
-                              ("wseg", ("xprtrdma_chunk_write", "xprtrdma_chunk_wp",
-                                        "xprtrdma_chunk_reply"))):
-                got = re.findall(segment, " ".join(of(events, "svcrdma_decode_" + ours)))
-                offered = re.findall(segment, " ".join(of(theirs, *its)))
-                equal(sorted(got), sorted(offered), ours)
+            for ours, its in (("svcrdma_decode_rseg", ("xprtrdma_chunk_read",)),
+                              ("svcrdma_decode_wseg", ("xprtrdma_chunk_write", "xprtrdma_chunk_wp",
+                                                       "xprtrdma_chunk_reply")),
+                              ("svcrdma_encode_wseg", ("xprtrdma_decode_seg",))):
+                got = segments(of(events, ours))
+                expect(got, f"no {ours}")
+                equal(got, segments(of(theirs, *its)), ours)
+            moved = cids(of(events, "svcrdma_wc_read", "svcrdma_wc_write"))
+            equal(cids(of(events, "svcrdma_cc_release")), moved, "transfers that are over")
+            for name in ("read", "write", "reply"):
+                expect(all(number(t, "sqecount") > 0 for t in of(events, f"svcrdma_post_{name}_chunk")), name)
             reads = of(events, "svcrdma_wc_read")
             equal(sum(number(t, "totalbytes") for t in reads), size, "bytes that were read")
             expect(all(number(t, "latency-us") > 0 for t in reads), "latency")
@@ -231,8 +288,9 @@ def server():
             for peer in peers:
                 peer.close()
         texts = of(events, "svcrdma_device_removal")
-        equal(len(texts), len(peers), "svcrdma_device_removal")
-        expect(all(f"device={RDMA}0 addr={client}:" in t for t in texts), texts)
+        equal(len(set(texts)), len(peers), "svcrdma_device_removal")
+        told = f"device {RDMA}0 to be removed, disconnecting {client}:"
+        expect(all(t.startswith(told) for t in texts), texts)
         with mounted("3"):
             pass
 
