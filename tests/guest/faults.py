@@ -16,6 +16,8 @@ from shim import *
 
 SERVER_OURS = os.environ["SERVER_FLAVOUR"] == "rust"
 CLIENT_OURS = os.environ["CLIENT"] == "rust"
+# How events name the client.
+WHO = r"addr=10\.0\.0\.\d:\d+ "
 
 
 def refused():
@@ -49,7 +51,8 @@ def accepting():
         # Of queue pairs all sizes are tried.
         times = 1 if skip >= 0 else 20
         with check(f"a connection that cannot be accepted: {verb} fails, {skip}"), \
-                nothing_left(on_server, "what is in use"), traced(on_server) as events:
+                nothing_left(on_server, "what is in use"), \
+                shows(on_server, {event: [WHO + "status=-12"] * 3} if event else {}):
             for _ in range(3):
                 fail(on_server, verb, max(skip, 0), times)
                 ended = refused()
@@ -59,11 +62,8 @@ def accepting():
                 # A smaller queue pair may do.
                 expect(ended or (verb, skip) == ("create_qp", 0), "it was of use")
             serves()
-        if event:
-            equal(len(of(events, event)), 3, event)
-            say(of(events, event)[0])
     with check("a client that answers no Reads: refused"), nothing_left(on_server, "what is in use"), \
-            traced(on_server) as events:
+            shows(on_server, {"svcrdma_initdepth_err": [WHO + "status=-22"]}):
         try:
             peer = Peer(resources=0)
         except PyverbsError:
@@ -72,14 +72,15 @@ def accepting():
             peer.close()
             raise Failed("it was accepted")
         serves()
-    equal(len(of(events, "svcrdma_initdepth_err")), 1, "svcrdma_initdepth_err")
 
 
 def posting():
     message = null(20, 99)
+    not_posted = r"cq\.id=[1-9]\d* cid=\d+ sc_sq_avail=\d+/\d+ status=-12$"
     for name, verb in (("RDMA Reads", "post_send"), ("part of the RDMA Reads", "post_part")):
         with check(f"{name} cannot be posted: no reply, and the connection ends"), \
-                nothing_left(on_server, "what is in use"), traced(on_server) as events:
+                nothing_left(on_server, "what is in use"), \
+                shows(on_server, {"svcrdma_sq_post_err": [not_posted]}):
             before, peer = connections(), Peer()
             good(peer)
             rkey, addr = peer.memory(message)
@@ -89,10 +90,11 @@ def posting():
             equal(counts(on_server, verb)[1], 1, "calls that failed")
             peer.close()
             serves()
-        equal(len(of(events, "svcrdma_sq_post_err")), 1, "svcrdma_sq_post_err")
     for name, verb in (("a reply", "post_send"), ("part of a reply", "post_part")):
         with check(f"{name} cannot be posted: the connection ends"), \
-                nothing_left(on_server, "what is in use"), traced(on_server, "sunrpc/svc_send") as events:
+                nothing_left(on_server, "what is in use"), \
+                shows(on_server, {"svcrdma_send_err": [WHO + "xid=0x0000001f status=-12"],
+                                  "svcrdma_sq_post_err": [not_posted]}, "sunrpc/svc_send") as events:
             before, peer = connections(), Peer()
             good(peer)
             space = peer.space(64)
@@ -106,8 +108,33 @@ def posting():
             serves()
         equal([number(t, "status") for t in of(events, "svc_send") if number(t, "xid") == 31], [-107],
               "status of the reply")
+    with check("a client that takes no replies, and its queue pair fails: all that is posted is flushed"), \
+            nothing_left(on_server, "what is in use"):
+        with traced(on_server) as events:
+            before, peer = connections(), Peer(receives=0, retry=7, rnr_retry=7)
+            rkey, addr = peer.memory(message)
+            space = peer.space(64)
+            key, at = space.rkey, space.buf
+            # A Send that waits for a Receive, and behind it a Write with a Send, and a Read.
+            peer.send(fixed(60) + lists() + null(60))
+            peer.send(fixed(61) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 40, at)]) + null(61))
+            peer.send(fixed(62, NOMSG) + lists([(0, rkey, 40, addr)]))
+            time.sleep(2 * SLOWNESS)
+            shell(on_server, f"echo 1 >{PARAMETERS}/error")
+            is_closed(before)
+            peer.close()
+        flushed = r"status=WR_FLUSH_ERR \(5/"
+        shown(events, {"svcrdma_wc_send_flush": [flushed] * 2, "svcrdma_wc_write_flush": [flushed],
+                       "svcrdma_wc_read_flush": [flushed], "svcrdma_wc_send": [], "svcrdma_wc_read": []})
+        for posted, *ended in (("svcrdma_post_send", "svcrdma_wc_send_flush"),
+                               ("svcrdma_post_reply_chunk", "svcrdma_wc_write_flush"),
+                               ("svcrdma_post_read_chunk", "svcrdma_wc_read_flush"),
+                               ("svcrdma_post_recv", "svcrdma_wc_recv", "svcrdma_wc_recv_flush")):
+            equal(cids(of(events, *ended)), cids(of(events, posted)), f"{ended} of what {posted} names")
+        serves()
     with check("Receives cannot be posted again: the connection ends"), \
-            nothing_left(on_server, "what is in use"), traced(on_server) as events:
+            nothing_left(on_server, "what is in use"), \
+            shows(on_server, {"svcrdma_rq_post_err": [WHO + "status=-12"]}):
         peer = Peer()
         fail(on_server, "post_recv")
         try:
@@ -118,9 +145,10 @@ def posting():
             pass
         peer.close()
         serves()
-    equal(len(of(events, "svcrdma_rq_post_err")), 1, "svcrdma_rq_post_err")
     with check("the device reports an error of the queue pair: the connection ends"), \
-            nothing_left(on_server, "what is in use"), traced(on_server) as events:
+            nothing_left(on_server, "what is in use"), \
+            shows(on_server, {"svcrdma_qp_error": [rf"{WHO}dev={RDMA}0 event={name}$" for name in
+                                                   (r"SQ_DRAINED \(5\)", r"QP_FATAL \(1\)")]}):
         before, peer = connections(), Peer()
         good(peer)
         # IB_EVENT_SQ_DRAINED is none, IB_EVENT_QP_FATAL is one.
@@ -130,7 +158,6 @@ def posting():
         is_closed(before)
         peer.close()
         serves()
-    equal(len(of(events, "svcrdma_qp_error")), 2, "svcrdma_qp_error")
 
 
 def small_queue():
@@ -147,6 +174,22 @@ def small_queue():
                     reads.append((0, rkey, rest, addr + count - 1))
                     peer.send(fixed(40, NOMSG) + lists(reads))
                     equal(struct.unpack_from(">4I", peer.recv())[3], kind, f"answer to {count} segments")
+                # None of it is complete for a while.
+                with traced(on_server) as events:
+                    shim_set(on_server, "hold", 1)
+                    reads = [(0, rkey, 1, addr + n) for n in range(19)] + [(0, rkey, 21, addr + 19)]
+                    for xid in range(41, 47):
+                        peer.send(fixed(xid, NOMSG) + lists(reads))
+                    time.sleep(2 * SLOWNESS)
+                    shim_set(on_server, "hold", 0)
+                    got = sorted(struct.unpack_from(">I", peer.recv())[0] for _ in range(6))
+                equal(got, list(range(41, 47)), "calls that were answered")
+            full, retry = ([(cids([t]), *map(int, re.search(r"sc_sq_avail=(\d+)/(\d+)", t).groups()))
+                            for t in of(events, name)] for name in ("svcrdma_sq_full", "svcrdma_sq_retry"))
+            say(f"waited: {full}, went on: {retry}")
+            expect(full and full[0][1] < 20, "svcrdma_sq_full: there was room")
+            expect(all(avail <= depth <= 64 for _, avail, depth in full + retry), "room, depth")
+            equal([cid for cid, *_ in retry], [cid for cid, *_ in full], "what went on, of what waited")
         finally:
             shell(on_server, f"echo 16384 >{PARAMETERS}/max_qp_wr")
 
@@ -171,9 +214,10 @@ def memory():
             nothing_left(on_server, "what is in use"):
         message = null(21, 99)
         outcomes = collections.Counter()
+        missing = []
         for place in range(16):
             before = connections()
-            with connection() as peer:
+            with traced(on_server, only=["svcrdma_rwctx_empty"]) as events, connection() as peer:
                 rkey, addr = peer.memory(message)
                 space = peer.space(64)
                 chunk = [(space.rkey, 4, space.buf)]
@@ -190,8 +234,12 @@ def memory():
                 if not counts(on_server, "memory")[1]:
                     break
                 fail(on_server, "memory", 0, 0)
+            missing += of(events, "svcrdma_rwctx_empty")
         fail(on_server, "memory", 0, 0)
         say(dict(outcomes))
+        say(missing)
+        expect(missing and all(re.fullmatch(r"cq.id=[1-9]\d* num_sges=0", t) for t in missing),
+               "svcrdma_rwctx_empty")
         expect(place and outcomes["end"] + outcomes[ERROR], "no allocation has failed")
         serves()
 
@@ -212,7 +260,8 @@ def first():
             nothing_left(run, "what is in use"):
         # One is for padding, which leaves two. More are made when these run short.
         fail(run, "alloc_mr", 3, 40)
-        with mounted("3", "noac") as at, contextlib.ExitStack() as stack:
+        names = "xprtrdma_frwr_alloc", "xprtrdma_nomrs_err", "xprtrdma_marshal_failed"
+        with traced(run, only=names) as events, mounted("3", "noac") as at, contextlib.ExitStack() as stack:
             jobs = [stack.enter_context(Load(f"{at}/faults", f"load{n}")) for n in range(6)]
             for job in jobs:
                 job.goes_on(90)
@@ -222,6 +271,12 @@ def first():
             equal(refused, 40, "regions that were refused")
             expect(stats["failed_marshal_count"] > 6, "no call had to wait")
             equal(stats["connect_count"], 1, "connections")
+        waited = of(events, "xprtrdma_nomrs_err")
+        shown(events, {"xprtrdma_frwr_alloc": [r"mr\.id=0: rc=-12"] * 40,
+                       "xprtrdma_nomrs_err": [rf"peer=\[{SERVER}\]:{PORT}"] * len(waited)})
+        failed = [task(t) for t in of(events, "xprtrdma_marshal_failed") if "ret=-11" in t]
+        expect(len(waited) > 6 and not collections.Counter(map(task, waited)) - collections.Counter(failed),
+               f"{len(waited)} calls had no region, of {len(failed)} that were put off")
 
 
 def connecting(at):
@@ -262,7 +317,10 @@ def marshalling(at):
     path = f"{at}/faults/m"
     data = random_bytes(1 << 16)
     write_file(path, data, direct=True)
-    with check("memory that cannot be registered: an error of that call, and nothing is lost"):
+    with check("memory that cannot be registered: an error of that call, and nothing is lost"), \
+            shows(run, {"xprtrdma_frwr_maperr": [r"mr\.id=[1-9]\d* DMA addr=0x[0-9a-f]{4,} "
+                                                 r"\(FROM_DEVICE\) nents=0 of 16"] * 20,
+                        "xprtrdma_marshal_failed": ["xid=0x[0-9a-f]{8} ret=-5"] * 20}):
         before = xprt_stats(at)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
         room = buffer(bytes(1 << 16))
@@ -287,7 +345,9 @@ def marshalling(at):
 
 def losing(at):
     for verb in ("post_send", "post_part", "post_recv"):
+        failing = {"xprtrdma_post_recvs_err": [rf"peer=\[{SERVER}\]:{PORT} cq\.id=[1-9]\d* rc=-107"] * 4}
         with check(f"{verb} fails now and then: calls are sent again, data are right", 240), \
+                shows(run, failing if verb == "post_recv" else {}), \
                 nothing_left(run, "what is in use", regions=False), Load(f"{at}/faults") as load:
             load.goes_on(60)
             for skip in (0, 3, 10, 1):
@@ -439,7 +499,10 @@ def bounced(at):
         os.symlink("y" * 3900, f"{at}/faults/link")
         equal(os.readlink(f"{at}/faults/link"), "y" * 3900, "link")
     if run in sides():
-        with check("no room to map a call's memory, for a moment: the call is sent again, there is no error"):
+        with check("no room to map a call's memory, for a moment: the call is sent again, there is no error"), \
+                shows(run, {"xprtrdma_frwr_sgerr": [r"mr\.id=[1-9]\d* DMA addr=0x[0-9a-f]+ \((TO|FROM)_DEVICE\) "
+                                                    r"sg_nents=[1-9]\d*$"] * 3,
+                            "xprtrdma_marshal_failed": ["xid=0x[0-9a-f]{8} ret=-105"] * 3}):
             before = xprt_stats(at)
             fail(run, "map", 0, 3)
             write_file(f"{at}/faults/mapped", data, direct=True)
@@ -461,18 +524,30 @@ def bounced(at):
 
 def mapping():
     message = null(20, 99)
+    with check("a message buffer cannot be mapped: the connection is not accepted"), \
+            nothing_left(on_server, "what is in use"), \
+            shows(on_server, {"xprtrdma_dma_maperr": ["dma addr=0xffffffffffffffff"]}):
+        # Those of the connection manager come first.
+        fail(on_server, "map", 60)
+        expect(refused(), "it was of use")
+        equal(counts(on_server, "map")[1], 1, "mappings that failed")
+        serves()
     for skip in (0, 1):
         with check(f"memory for RDMA Reads cannot be mapped, {skip}: no reply, and the connection ends"), \
-                nothing_left(on_server, "what is in use"), traced(on_server) as events:
-            before, peer = connections(), Peer()
-            good(peer)
-            rkey, addr = peer.memory(message)
-            fail(on_server, "map", skip)
-            peer.send(fixed(20, NOMSG) + lists([(0, rkey, 13, addr), (0, rkey, 27, addr + 13)]))
-            is_closed(before)
-            peer.close()
-            serves()
-        equal(len(of(events, "svcrdma_dma_map_rw_err")), 1, "svcrdma_dma_map_rw_err")
+                nothing_left(on_server, "what is in use"):
+            with traced(on_server) as events:
+                before, peer = connections(), Peer()
+                good(peer)
+                rkey, addr = peer.memory(message)
+                fail(on_server, "map", skip)
+                # The queue pair may be gone before its device has acknowledged the Send.
+                with contextlib.suppress(Gone):
+                    peer.send(fixed(20, NOMSG) + lists([(0, rkey, 13, addr), (0, rkey, 27, addr + 13)]))
+                is_closed(before)
+                peer.close()
+                serves()
+            shown(events, {"svcrdma_dma_map_rw_err":
+                           [f"{addr + 13 * skip:#018x}:{rkey:#010x} nents=1 status=-"]})
 
 
 def bouncing():

@@ -13,6 +13,7 @@ import errno
 from events import *
 from lib import *
 from proxy import *
+from shim import fail, shim
 
 OWN = SERVER if NODES == 1 else "10.0.0.2"
 HOSTILE = 20050
@@ -22,6 +23,8 @@ SIZE = 65536
 BIG = 0xffffffff
 COUNTED = ("bad_reply_count", "connect_count", "bad_xids", "local_inv_needed")
 pool = concurrent.futures.ThreadPoolExecutor(200)
+# What events have to tell of spoiled replies, in order: (end of the name, part of the text).
+told = []
 
 
 # --- the client's side --------------------------------------------------------------------------
@@ -79,16 +82,26 @@ ACTIONS = {READ: fetch, FSSTAT: stat_fs, WRITE: store, READDIRPLUS: list_folder}
 
 
 def spoiled(name, *spoilers, procedure=READ, action=None, fails=0, bad=0, connects=0, xids=0,
-            inv=None):
+            inv=None, tells=None):
     """A check: the next replies are spoiled, and then things are as they should be.
 
-    `bad`, `connects`, `xids` are how much the client counts; None if that is open.
+    `bad`, `connects`, `xids` are how much the client counts; None if that is open. `tells(call)` is what
+    events tell of it; a reply that fails its call makes no sense.
     """
     action = action or ACTIONS[procedure]
+    if not tells and fails and bad:
+        def tells(call):
+            return [("reply_hdr_err", f"xid={call.xid:#010x} version=1 proc=")]
+
+    def noted(spoiler):
+        def spoil(connection, call):
+            told.extend(tells(call) if tells else ())
+            spoiler(connection, call)
+        return spoil
     with check(name):
         before = xprt_stats(AT)
         for spoiler in spoilers:
-            proxy.spoil(procedure, spoiler)
+            proxy.spoil(procedure, noted(spoiler))
         for _ in range(fails):
             try:
                 action()
@@ -212,23 +225,73 @@ on_server(f"rm -rf {EXPORT}/{FOLDER}; mkdir -m 777 {EXPORT}/{FOLDER}")
 
 
 def replies():
-    """Replies that make no sense."""
+    """Replies that make no sense, and what events tell of them."""
+    with traced(run) as events:
+        senseless()
+    peer = rf"peer=\[{OWN}\]:{HOSTILE} "
+    with check("events: what made no sense of each of these replies, and whose it was"):
+        names = ("xprtrdma_reply_short_err", "xprtrdma_reply_vers_err", "xprtrdma_reply_hdr_err",
+                 "xprtrdma_err_vers", "xprtrdma_err_chunk", "xprtrdma_err_unrecognized")
+        seen = [e for e in events if e.name in names]
+        wanted = [(name, text) for name, text in told if name != "reply_rqst_err"]
+        equal(collections.Counter(e.name for e in seen),
+              collections.Counter("xprtrdma_" + name for name, _ in wanted), "how often each came")
+        equal(sorted({e.name for e in seen}), sorted(names), "names of events")
+        tasks = {number(t, "xid"): task(t) for t in of(events, "xprtrdma_marshal")}
+        for event, (name, text) in zip(seen, wanted):
+            who = peer if "_reply_" in event.name else f"{tasks[number(event.text, 'xid')]} "
+            expect(event.name == "xprtrdma_" + name and re.fullmatch(f"{who}{text}.*", event.text),
+                   f"{event} instead of {name} {who}{text}")
+    with check("events: replies to nothing"):
+        texts = of(events, "xprtrdma_reply_rqst_err")
+        unknown = [text for name, text in told if name == "reply_rqst_err"]
+        expect(len(unknown) > 2, "there were hardly any")
+        for text in unknown:
+            equal(len([t for t in texts if re.fullmatch(peer + text, t)]), 1, f"{text} in {texts}")
+    with check("events: memory that the client has to invalidate itself, and when that is done"):
+        equal(fenced(events, "xprtrdma_wc_li_done"), {}, "regions that were not")
+        expect(len(of(events, "xprtrdma_wc_li_done")) > 50, "there were hardly any")
+
+
+def fenced(events, completion):
+    """The regions for which no such completion came, by task: of those of a call one has it."""
+    pending = {}
+    for e in events:
+        if e.name == "xprtrdma_mr_localinv":
+            pending.setdefault(task(e.text), set()).add(number(e.text, "mr.id"))
+        elif e.name == completion:
+            tasks = [t for t, regions in pending.items() if number(e.text, "mr.id") in regions]
+            expect(tasks and e.text.endswith("status=SUCCESS (0/0x0)"), f"{e.text}, of {pending}")
+            del pending[tasks[0]]
+    return pending
+
+
+def senseless():
     spoiled("an honest server", lambda *a: proxy.honest(*a), bad=0, inv=1)
-    spoiled("less than a fixed header", before(*(bytes(n) for n in range(16))), bad=16)
+    spoiled("less than a fixed header", before(*(bytes(n) for n in range(16))), bad=16,
+            tells=lambda call: [("reply_short_err", "xid=0x00000000 version=0 proc=0")] * 16)
     spoiled("other versions", before(*(lambda call, v=v: header(call.xid, version=v) + bytes(12)
-                                       for v in (0, 2, BIG))), bad=3)
+                                       for v in (0, 2, BIG))), bad=3,
+            tells=lambda call: [("reply_vers_err", f"xid={call.xid:#010x} version={v} proc=0")
+                                for v in (0, 2, BIG)])
     spoiled("unknown XIDs", before(*(lambda call, d=d: header((call.xid + d) & BIG) + bytes(12)
-                                     for d in (1 << 16, 1 << 31))), xids=2)
+                                     for d in (1 << 16, 1 << 31))), xids=2,
+            tells=lambda call: [("reply_rqst_err", f"xid={call.xid + d & BIG:#010x} version=1 proc=0")
+                                for d in (1 << 16, 1 << 31)])
     for size in (16, 20, 24, 27, 28, 32, 36, 47):
         spoiled(f"a header of {size} bytes", cut(size), fails=1, bad=1)
     for proc in (NOMSG, MSGP, RDMA_DONE, 5, 99, BIG):
-        spoiled(f"procedure {proc}", changes(proc=proc), fails=1, bad=1)
-    for name, body in (("without a code", b""), ("version, without versions", words(1)),
-                       ("version 1 to 1", words(1, 1, 1)), ("version 2 to 1", words(1, 2, 1)),
-                       ("version 0 to 2^32-1", words(1, 0, BIG)), ("chunk", words(2)),
-                       ("unknown", words(7))):
-        spoiled(f"RDMA_ERROR: {name}", raw(lambda call: header(call.xid, ERROR) + body),
-                fails=1, bad=1)
+        spoiled(f"procedure {proc}", changes(proc=proc), fails=1, bad=1,
+                tells=lambda call: [("reply_hdr_err", f"xid={call.xid:#010x} version=1 proc={proc}")])
+    for name, body, event, text in (
+            ("without a code", b"", "reply_hdr_err", "version=1 proc=4"),
+            ("version, without versions", words(1), "reply_hdr_err", "version=1 proc=4"),
+            ("version 1 to 1", words(1, 1, 1), "err_vers", r"versions=\[1, 1\]"),
+            ("version 2 to 1", words(1, 2, 1), "err_vers", r"versions=\[2, 1\]"),
+            ("version 0 to 2^32-1", words(1, 0, BIG), "err_vers", rf"versions=\[0, {BIG}\]"),
+            ("chunk", words(2), "err_chunk", ""), ("unknown", words(7), "err_unrecognized", "procedure=7")):
+        spoiled(f"RDMA_ERROR: {name}", raw(lambda call: header(call.xid, ERROR) + body), fails=1, bad=1,
+                tells=lambda call: [(event, f"xid={call.xid:#010x} {text}".strip())])
 
     spoiled("a Read list", changes(reads=[(0, 1, 2, 3)]), fails=1, bad=1)
     spoiled("two Write chunks", changes(writes=lambda r, c: r.writes * 2), fails=1, bad=1)
@@ -268,7 +331,8 @@ def replies():
                 procedure=FSSTAT, connects=1)
     spoiled("more than the client can receive", raw(lambda call: bytes(8192)),
             procedure=FSSTAT, connects=1)
-    spoiled("the same reply twice", twice, procedure=FSSTAT, xids=1)
+    spoiled("the same reply twice", twice, procedure=FSSTAT, xids=1,
+            tells=lambda call: [("reply_rqst_err", f"xid={call.xid:#010x} version=1 proc=0")])
     spoiled("the same reply twice, with chunks", twice, xids=None)
     spoiled("no reply", drop, connects=1)
     spoiled("no reply to a call without chunks", drop, procedure=FSSTAT, connects=1)
@@ -666,7 +730,14 @@ def given_up():
         return calls[0], f"{AT}/{path}"
 
     with check("ls is killed: the server cannot write the directory any more"), through_proxy():
-        call, path = killed_ls()
+        with traced(run) as events:
+            call, path = killed_ls()
+        whose = {number(t, "xid"): task(t) for t in of(events, "xprtrdma_marshal")}[call.xid]
+        shown(events, {"xprtrdma_mrs_zap": [f"^{whose}$"], "xprtrdma_wc_li_wake": [""]})
+        equal(sorted(int(t.split(":0x")[1][:8], 16) for t in of(events, "xprtrdma_mr_localinv")
+                     if task(t) == whose), sorted(call.keys), "keys that were invalidated")
+        equal(fenced([e for e in events if whose in e.text or e.name == "xprtrdma_wc_li_wake"],
+                     "xprtrdma_wc_li_wake"), {}, "regions that were not")
         result = late(call)
         expect(isinstance(result, Broken), f"the access {result}")
         equal(sorted(os.listdir(path)), ["a", "b", "c"], "names")
@@ -704,6 +775,35 @@ def given_up():
                 os.close(folder)
 
 
+def unposted():
+    """Work requests that cannot be posted: the event that tells of it, and another connection."""
+    def lost(procedure, action, event, text):
+        before, calls = xprt_stats(AT)["connect_count"], []
+
+        def spoil(connection, call):
+            reply = connection.reply(call)
+            calls.append(call.xid)
+            fail(run, "post_send")
+            connection.send(reply.encode())
+        with traced(run) as events:
+            proxy.spoil(procedure, spoil)
+            action()
+            honest()
+        shown(events, {event: [text]})
+        whose = {task(t) for t in of(events, "xprtrdma_marshal") if number(t, "xid") in calls}
+        equal(xprt_stats(AT)["connect_count"] - before, 1, "connections made")
+        return whose == {task(*of(events, event))}
+
+    with shim(run), through_proxy():
+        fetch()
+        with check("the invalidation of a call's memory cannot be posted"):
+            expect(lost(READ, fetch, "xprtrdma_post_linv_err", " status=-107$"), "it is of another call")
+        with check("a call cannot be posted"):
+            # The one behind the call that was answered.
+            expect(not lost(FSSTAT, stat_fs, "xprtrdma_post_send_err", r" cq\.id=[1-9]\d* rc=-107$"),
+                   "it is of a call that was posted")
+
+
 for name in (SIZE, SIZE + 1, 700, 1500, 3500):
     with through_proxy():
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
@@ -718,7 +818,7 @@ for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (negotiation, 20
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
-for group in (sessions, silence, spent, given_up):
+for group in (sessions, silence, spent, given_up, unposted):
     if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
         group()
 

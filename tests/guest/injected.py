@@ -7,10 +7,13 @@ Needs a kernel with CONFIG_FAIL_SUNRPC: that of `make debug`.
 import contextlib
 import os
 
+from events import *
 from lib import *
 
 FAIL = "/sys/kernel/debug/fail_sunrpc"
 SIZE = 256 << 10
+# The client is where the tests are, unless these run on the server.
+CLIENT_OURS = os.environ["CLIENT"] == "rust" and not ON_SERVER
 ROUNDS = 24 if LONG else 8
 
 
@@ -43,11 +46,19 @@ def through(vers, side, every):
         for number in range(4):
             copy(at, number)
         before = xprt_stats(at)["connect_count"]
-        with breaking(side, every):
+        told = ["xprtrdma_op_inject_dsc", "xprtrdma_connect"]
+        with traced(run, only=told) if CLIENT_OURS else contextlib.nullcontext() as events, \
+                breaking(side, every):
             for number in range(ROUNDS):
                 copy(at, number)
         made = xprt_stats(at)["connect_count"] - before
         say(f"{made} connections")
+        if events is not None:
+            texts = of(events, told[0])
+            say(f"{told[0]}: {len(texts)} times")
+            # Of a connection that is lost already there may be more than one.
+            expect(len(texts) >= made if side == "client" else not texts, f"{told[0]}: {len(texts)} times")
+            equal(set(texts) - {f"peer=[{SERVER}]:{PORT}"}, set(), f"what {told[0]} tells")
         expect(made >= 2, "the connection was not broken")
         # Whatever was broken last is whole again, and stays so.
         copy(at, ROUNDS)
