@@ -50,6 +50,7 @@ mod limits;
 mod mr;
 mod op;
 mod passive;
+mod patience;
 mod pd;
 mod probe;
 mod raw_mr;

@@ -24,6 +24,7 @@ use super::{
         MrCtx,
         Refill, //
     },
+    patience::Patience,
     pd::Pd,
     raw_mr::{
         Access,
@@ -53,7 +54,8 @@ use crate::{
             Lease,
             Region, //
         },
-        queue, //
+        queue,
+        ticker::Ticker, //
     },
 };
 use core::ptr::NonNull;
@@ -208,6 +210,8 @@ pub(crate) struct Conn<P: Protocol> {
     pad: Option<Pad<P>>,
     cqs: Option<(Cq, Cq)>,
     listening: Option<Listening>,
+    /// From when there are queues until nobody posts any more.
+    patience: Option<Ticker<Patience<P>>>,
     id: Option<cm::Id>,
     pub(super) domain: Arc<Domain>,
 }
@@ -284,6 +288,7 @@ impl<P: Protocol> Conn<P> {
             pad: None,
             cqs: None,
             listening: None,
+            patience: None,
             id: Some(id),
             domain,
         }
@@ -328,6 +333,7 @@ impl<P: Protocol> Conn<P> {
             return Err(EINVAL);
         };
         let limits = inner.limits;
+        self.patience = Some(Patience::start(inner)?);
         self.listening = Some(domain.lease().listen(inner.clone(), GFP_KERNEL)?);
         id.events().set_link(inner.clone());
 
@@ -470,6 +476,7 @@ impl<P: Protocol> Conn<P> {
         self.inner.closed.store(true, Release);
         id.events().clear_link();
         self.listening = None;
+        self.patience = None;
         // ... the peer and the device let go of what is posted ...
         id.disconnect();
         self.domain.close_gate();

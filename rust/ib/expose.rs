@@ -31,6 +31,7 @@ use super::{
         Mr,
         MrCtx, //
     },
+    patience,
     raw_mr::{
         Access,
         Handle, //
@@ -291,8 +292,14 @@ impl<P: Protocol> Exposed<P> {
 
     /// Ends the peer's access and waits for it. Sleeps; not from a completion handler.
     ///
-    /// When the queue pair does not do it, the connection is taken down and this waits for that.
+    /// When the queue pair does not do it, or not in time, the connection is taken down and this waits
+    /// for that.
     pub(crate) fn invalidate_sync(self) -> P::Lease {
+        self.invalidate_within(patience::SECONDS)
+    }
+
+    /// As [`Self::invalidate_sync`], with another limit.
+    pub(super) fn invalidate_within(self, mut seconds: u32) -> P::Lease {
         let (lease, mut rest) = self.into_parts();
         let Some(mut last) = rest.pop() else {
             return lease;
@@ -306,7 +313,9 @@ impl<P: Protocol> Exposed<P> {
         // them, and `wait`, stay until the last one completed or the queue pair is gone.
         let mut ok = unsafe { domain.post_through_gate(first) };
         if ok {
-            while !wait.done.wait_msecs(1000) && !domain.is_quiesced() {}
+            while seconds > 0 && !wait.done.wait_msecs(1000) && !domain.is_quiesced() {
+                seconds = seconds.wrapping_sub(1);
+            }
             ok = wait.ok.load(Acquire);
         }
         if !ok {

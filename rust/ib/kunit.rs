@@ -14,12 +14,14 @@ mod tests {
             DeviceLease, //
         },
         fake::Asked,
+        patience::Patience,
         trial::*, //
     };
     use crate::rt::{
         completion::Completion,
         err,
-        queue, //
+        queue,
+        ticker::Tick, //
     };
     use kernel::{
         prelude::*,
@@ -209,6 +211,63 @@ mod tests {
         let proof = conn.shutdown();
         assert!(seen.lock().fenced.as_slice() == [(9, None)]);
         assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn fences_that_do_not_end_in_time_end_the_connection() -> Result {
+        let (fake, seen, alive, mut conn) = trial()?;
+        send_set(&mut conn, &seen, &alive)?;
+        fake.complete(fake.sends(), OK);
+        let patience = Patience::new(&conn.inner);
+        // Nothing is pending.
+        for _ in 0..10 {
+            patience.tick();
+        }
+        seen.lock().then = Then::Invalidate(1);
+        assert!(fake.receive(b"reply", None));
+        patience.tick();
+        patience.tick();
+        // One ends in time, and the next one has all of the time again.
+        fake.complete(TWO, OK);
+        send_set(&mut conn, &seen, &alive)?;
+        fake.complete(fake.sends(), OK);
+        seen.lock().then = Then::Invalidate(2);
+        assert!(fake.receive(b"reply", None));
+        for _ in 0..3 {
+            patience.tick();
+        }
+        assert_eq!(seen.lock().lost, 0);
+        patience.tick();
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::InvalidateFailed));
+        let proof = conn.shutdown();
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn waiting_for_a_fence_that_does_not_end_in_time_ends_the_connection() -> Result {
+        let (_fake, seen, alive, mut conn) = trial()?;
+        send_set(&mut conn, &seen, &alive)?;
+        let set = take_set(&seen)?;
+        let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
+        let end = done.clone();
+        queue::module_queue().try_spawn(GFP_KERNEL, move || {
+            drop(set.invalidate_within(1));
+            end.complete_all();
+        })?;
+        for _ in 0..100 {
+            if seen.lock().lost != 0 || done.wait_msecs(50) {
+                break;
+            }
+        }
+        assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::InvalidateFailed));
+        // The memory is the peer's to reach as long as there is a queue pair.
+        assert!(!done.wait_msecs(100));
+        assert_eq!(alive.load(Relaxed), 1);
+        drop(conn.shutdown());
+        done.wait();
         assert_eq!(alive.load(Relaxed), 0);
         Ok(())
     }

@@ -201,6 +201,7 @@ impl<P: Protocol> Inner<P> {
     /// [`Self::fence`] has returned `true` for `mr`.
     pub(super) unsafe fn unfence(&self, mr: NonNull<MrCtx<P>>) {
         let mut pool = self.mrs().lock();
+        pool.fence_ended = true;
         // SAFETY: As above.
         let at = unsafe { (*mr.as_ptr()).at };
         let Some(moved) = pool.fences.pop() else {
@@ -235,6 +236,8 @@ pub(super) struct Pool<P: Protocol> {
     pub(super) orphans: Stack<MrCtx<P>>,
     /// Regions that belong to their `LOCAL_INV`s, the last ones of their chains.
     pub(super) fences: KVec<Fence<P>>,
+    /// One of them has left the list since [`Self::are_fences_stuck`] was asked.
+    fence_ended: bool,
     /// Somebody found the pool empty and waits for [`Protocol::writable`].
     pub(super) starved: bool,
     /// Counts the regions that came to the pool after use.
@@ -250,11 +253,18 @@ impl<P: Protocol> Pool<P> {
             idle: Stack::new(),
             orphans: Stack::new(),
             fences: KVec::new(),
+            fence_ended: false,
             starved: false,
             returned: 0,
             missed: 0,
             closed: false,
         }
+    }
+
+    /// Whether fences are pending, and none has ended since this was asked last.
+    pub(super) fn are_fences_stuck(&mut self) -> bool {
+        let ended = core::mem::replace(&mut self.fence_ended, false);
+        !ended && !self.fences.is_empty()
     }
 }
 
