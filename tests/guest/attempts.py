@@ -35,7 +35,7 @@ def attempts(events):
     for e in events:
         if e.name == "xprtrdma_op_connect":
             # Asked for; put off by so many jiffies.
-            begun = e.seconds + number(e.text, "delay") / 250
+            begun = e.seconds + number(e.text, "delay") / HZ
         elif e.name == "xprtrdma_connect":
             found.append((number(e.text, "rc"), e.seconds - begun))
     return found

@@ -4,7 +4,6 @@
 from events import *
 from lib import *
 
-HZ = 250
 MINUTE = 60 * HZ
 # Row C25.
 FUNCTIONS = (

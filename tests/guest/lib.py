@@ -32,6 +32,8 @@ ON_SERVER = os.environ["ROLE"] == "server"
 PORT = 20049
 EXPORT = "/export/tmp"
 VERSIONS = ("3", "4.0", "4.1", "4.2")
+# Jiffies in a second, on Debian kernels.
+HZ = 250
 libc = ctypes.CDLL(None, use_errno=True)
 
 
