@@ -31,7 +31,9 @@ use self::{
 use crate::{
     ib::{
         self,
+        ByDevice,
         Conn,
+        DeviceName,
         Params,
         Spare, //
     },
@@ -53,6 +55,7 @@ use crate::{
         PrivateData, //
     },
 };
+use core::cell::Cell;
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -123,8 +126,9 @@ impl ClientTransport for Rdma {
     }
 
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result {
-        let result = connect(xprt, lock);
-        report(xprt, lock, &result);
+        let device = Cell::new(None);
+        let result = connect(xprt, lock, &device);
+        report(xprt, lock, &result, device.get());
         result
     }
 
@@ -202,7 +206,13 @@ impl ClientTransport for Rdma {
 }
 
 /// Connects, and notes what the connection can do.
-fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
+///
+/// `device` gets the name of the device by which it does.
+fn connect(
+    xprt: &Xprt<Rdma>,
+    lock: &mut SendLock<'_, Rdma>,
+    device: &Cell<Option<DeviceName>>,
+) -> Result {
     let send_size = PrivateData::size(tunables::max_inline_write());
     let recv_size = PrivateData::size(tunables::max_inline_read());
     let private = PrivateData {
@@ -225,7 +235,8 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
             max_regions: MAX_SEGMENTS,
             private: &private.encode(),
             msecs: CONNECT_MSECS,
-            wanted: &|| !xprt.is_abandoned(),
+            wanted: &|| !xprt.is_unwanted(),
+            found: device,
         },
         &mut lock.spare,
         |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
@@ -240,7 +251,12 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>) -> Result {
 }
 
 /// Tells how an attempt to connect has ended.
-fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
+fn report(
+    xprt: &Xprt<Rdma>,
+    lock: &SendLock<'_, Rdma>,
+    result: &Result,
+    device: Option<DeviceName>,
+) {
     let rc = result.map_or_else(Error::to_errno, |()| 0);
     trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
     let server = xprt.addr();
@@ -272,11 +288,12 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result) {
                 inline.recv
             );
         }
-        (Err(e), _) if !xprt.is_abandoned() && rc != before => {
+        (Err(e), _) if !xprt.is_unwanted() && rc != before => {
             say!(
                 pr_warn,
-                "cannot connect to server {}: {:?}\n",
+                "cannot connect to server {}{}: {:?}\n",
                 server.text(),
+                ByDevice(device),
                 e
             );
         }
@@ -299,10 +316,12 @@ fn bounded(
         return result;
     }
     lock.shortages = 0;
+    let device = lock.conn.as_ref().map(|conn| conn.proto().device);
     say!(
         pr_warn,
-        "server {}: there is no room to map the memory of a call, which fails\n",
-        xprt.addr().text()
+        "server {}{}: there is no room to map the memory of a call, which fails\n",
+        xprt.addr().text(),
+        ByDevice(device)
     );
     Err(SendError::Io)
 }

@@ -81,6 +81,7 @@ pub(crate) use self::{
     },
     device::{
         device_news,
+        ByDevice,
         Client,
         DeviceName, //
     },

@@ -21,3 +21,4 @@ pub(crate) mod stack;
 pub(crate) mod sysctl;
 pub(crate) mod ticker;
 pub(crate) mod trace;
+pub(crate) mod waitbit;

@@ -105,6 +105,10 @@ impl ServerTransport for RdmaServer {
         (pending.remote(), pending.local())
     }
 
+    fn by_device(pending: &KBox<ib::Incoming>) -> ib::ByDevice {
+        pending.by_device()
+    }
+
     fn accept(
         pending: KBox<ib::Incoming>,
         limits: ServiceLimits,

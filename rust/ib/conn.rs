@@ -7,6 +7,7 @@ use super::{
     cq::Cq,
     device::{
         DeviceLease,
+        DeviceName,
         Listening, //
     },
     domain::Domain,
@@ -243,6 +244,7 @@ impl<P: Protocol> Conn<P> {
                 transient(e)
             }
         })?;
+        params.found.set(DeviceName::of(id.device()));
         id.resolve_route(params.wanted).map_err(transient)?;
         let lease = DeviceLease::new(id.device())?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;

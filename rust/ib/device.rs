@@ -92,9 +92,28 @@ impl DeviceName {
         Self(copy)
     }
 
+    /// The name of a device that was added and is not being removed. `dev` is only compared. Sleeps.
+    pub(super) fn of(dev: *mut bindings::ib_device) -> Option<Self> {
+        let devices = DEVICES.lock();
+        let entry = devices.iter().find(|entry| entry.dev.as_ptr() == dev);
+        entry.map(|entry| entry.name)
+    }
+
     /// The name.
     pub(crate) fn as_c_str(&self) -> &CStr {
         CStr::from_bytes_until_nul(&self.0).unwrap_or(c"")
+    }
+}
+
+/// " by device rxe0", for messages about what may have got no device yet: then nothing.
+pub(crate) struct ByDevice(pub(crate) Option<DeviceName>);
+
+impl fmt::Display for ByDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Some(name) => f.write_fmt(fmt!(" by device {name}")),
+            None => Ok(()),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::rt::{
     },
     ratelimit::say, //
 };
+use core::cell::Cell;
 use kernel::{
     prelude::*,
     str::CStr, //
@@ -55,6 +56,8 @@ pub(crate) struct Params<'a> {
     pub(crate) msecs: u32,
     /// Whether the connection is still wanted: asked several times a second while it is made.
     pub(crate) wanted: cm::Wanted<'a>,
+    /// Gets the name of the device, as soon as it is known.
+    pub(crate) found: &'a Cell<Option<DeviceName>>,
 }
 
 /// What the device made of [`Params`].

@@ -11,7 +11,11 @@
 
 use super::{
     conn::Lost,
-    device::Link, //
+    device::{
+        ByDevice,
+        DeviceName,
+        Link, //
+    },
 };
 use crate::{
     bindings,
@@ -116,8 +120,20 @@ unsafe fn address_of(id: *mut bindings::rdma_cm_id, remote: bool) -> SockAddr {
         } else {
             (&raw const (*addr).src_addr).cast()
         };
-        SockAddr::copy_from(raw, bindings::svc_addr_len(raw)).unwrap_or_else(SockAddr::none)
+        SockAddr::copy_from(raw, bindings::svc_addr_len(raw))
+            .map(|copy| copy.scoped((*addr).dev_addr.bound_dev_if))
+            .unwrap_or_else(SockAddr::none)
     }
+}
+
+/// What messages say about the device of a request. Sleeps.
+///
+/// # Safety
+///
+/// The identifier is valid.
+unsafe fn device_of(id: *mut bindings::rdma_cm_id) -> ByDevice {
+    // SAFETY: By the contract of this function.
+    ByDevice(DeviceName::of(unsafe { (*id).device }))
 }
 
 impl Drop for RawId {
@@ -216,6 +232,12 @@ impl Incoming {
     /// The peer's address.
     pub(crate) fn remote(&self) -> SockAddr {
         self.id.address(true)
+    }
+
+    /// What messages say about the device.
+    pub(crate) fn by_device(&self) -> ByDevice {
+        // SAFETY: The identifier is valid, and that of a request.
+        unsafe { device_of(self.id.as_ptr()) }
     }
 
     /// Our address that the peer used.
@@ -408,11 +430,17 @@ impl Port {
         if list.len() >= MAX_WAITING {
             drop(waiting);
             // SAFETY: The identifier is valid.
-            let client = unsafe { address_of(raw.as_ptr(), true) }.text();
+            let (client, device) = unsafe {
+                (
+                    address_of(raw.as_ptr(), true).text(),
+                    device_of(raw.as_ptr()),
+                )
+            };
             say!(
                 pr_warn,
-                "a connection of client {} is refused: {} others wait to be accepted\n",
+                "a connection of client {}{} is refused: {} others wait to be accepted\n",
                 client,
+                device,
                 MAX_WAITING
             );
             return false;

@@ -55,6 +55,7 @@ use crate::{
     },
 };
 use core::{
+    cell::Cell,
     ops::Range,
     ptr::NonNull, //
 };
@@ -287,6 +288,7 @@ pub(super) fn next_connection(
         private: &[],
         msecs: 1000,
         wanted: &|| true,
+        found: &Cell::new(None),
     };
     let id = cm::Id::new(&params.net, cm::Events::new()?)?;
     let lease = DeviceLease::new(fake.as_raw())?;

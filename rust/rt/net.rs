@@ -120,20 +120,85 @@ impl SockAddr {
         }
     }
 
+    /// Whether it is an IPv6 address that means something on one link only.
+    fn is_link_local(&self) -> bool {
+        let sin6 = self.as_ptr().cast::<bindings::sockaddr_in6>();
+        // SAFETY: The storage is initialised and as large as any address; the bytes are as good as any.
+        let bytes = unsafe { (*sin6).sin6_addr.in6_u.u6_addr8 };
+        self.family() == bindings::AF_INET6 && bytes[0] == 0xfe && bytes[1] & 0xc0 == 0x80
+    }
+
+    /// The number of the interface that such an address is about, if it is known.
+    fn scope(&self) -> Option<u32> {
+        let sin6 = self.as_ptr().cast::<bindings::sockaddr_in6>();
+        // SAFETY: As above.
+        let scope = unsafe { (*sin6).sin6_scope_id };
+        (scope != 0 && self.is_link_local()).then_some(scope)
+    }
+
+    /// The same address; one that means something on one link only is about this interface, where it
+    /// does not say so itself.
+    pub(crate) fn scoped(mut self, interface: c_int) -> Self {
+        if self.is_link_local() && self.scope().is_none() {
+            let sin6 = (&raw mut self.storage).cast::<bindings::sockaddr_in6>();
+            // CAST: Numbers of interfaces are positive.
+            // SAFETY: The storage is as large as any address.
+            unsafe { (*sin6).sin6_scope_id = interface as u32 };
+        }
+        self
+    }
+
     /// Address and port as text. Any context.
     pub(crate) fn text(&self) -> Text {
         let mut text = [0; Text::LEN];
-        // SAFETY: There is room for so many bytes, and the format takes a pointer to an address.
-        unsafe {
-            bindings::snprintf(
-                text.as_mut_ptr(),
-                Text::LEN,
-                c"%pISpc".as_char_ptr(),
-                self.as_ptr(),
-            )
-        };
+        match self.scope() {
+            // C has a format for this, but puts the number behind the port.
+            Some(scope) => {
+                let ip = self.as_ptr().cast::<bindings::sockaddr_in6>();
+                // SAFETY: There is room for so many bytes, and the format takes a pointer to an address
+                // of IPv6 and two numbers.
+                unsafe {
+                    bindings::snprintf(
+                        text.as_mut_ptr(),
+                        Text::LEN,
+                        c"[%pI6c%%%u]:%u".as_char_ptr(),
+                        &raw const (*ip).sin6_addr,
+                        scope,
+                        c_uint::from(self.port()),
+                    )
+                };
+            }
+            None => {
+                // SAFETY: There is room for so many bytes, and the format takes a pointer to an address.
+                unsafe {
+                    bindings::snprintf(
+                        text.as_mut_ptr(),
+                        Text::LEN,
+                        c"%pISpc".as_char_ptr(),
+                        self.as_ptr(),
+                    )
+                };
+            }
+        }
         // INVARIANT: The text is shorter than the array, or was cut, and ends with 0.
         Text(text)
+    }
+
+    /// Whether the two are the same, byte for byte.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        let bytes = |addr: &Self| {
+            let mut copy = [0; Self::MAX_LEN];
+            // SAFETY: All of the storage is initialised, and so large.
+            unsafe {
+                core::ptr::copy_nonoverlapping(
+                    addr.as_ptr().cast::<u8>(),
+                    copy.as_mut_ptr(),
+                    Self::MAX_LEN,
+                );
+            }
+            copy
+        };
+        bytes(self) == bytes(other)
     }
 
     /// The port, 0 if there is none or the family is unknown.

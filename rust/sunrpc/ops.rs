@@ -59,7 +59,7 @@ impl<T: ClientTransport> Vtable<T> {
     /// Exactly the functions of row C25.
     pub(super) const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
         reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
-        release_xprt: Some(bindings::xprt_release_xprt_cong),
+        release_xprt: Some(release_xprt),
         release_request: Some(release_request::<T>),
         wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
         rpcbind: Some(bindings::rpcb_getport_async),
@@ -85,6 +85,21 @@ impl<T: ClientTransport> Vtable<T> {
         bc_destroy: Some(bc::bc_destroy),
         ..pin_init::zeroed()
     };
+}
+
+/// Unlocks the transport, and wakes whoever sleeps until it is not locked (row C123): sunrpc does that when
+/// a connection was made, or closed, only.
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of ours, with the transport lock held.
+unsafe extern "C" fn release_xprt(raw: *mut bindings::rpc_xprt, task: *mut bindings::rpc_task) {
+    // SAFETY: By the contract of this function. The first one ends with an atomic operation that is a
+    // barrier: who has not seen the lock free by then is found.
+    unsafe {
+        bindings::xprt_release_xprt_cong(raw, task);
+        bindings::wake_up_bit(&raw mut (*raw).state, bindings::XPRT_LOCKED as c_int);
+    }
 }
 
 /// Row C26.
@@ -381,6 +396,11 @@ fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
     if !core.own.distrust.load(Relaxed) {
         return 0;
     }
+    if !core.own.tried.lock().is(&core.addr()) {
+        // Row C123: what is known of the old address says nothing about this one.
+        core.reestablish_timeout().store(0, Relaxed);
+        return 0;
+    }
     // SAFETY: The transport is alive.
     let max = unsafe { (&raw const (*core.raw()).max_reconnect_timeout).read_volatile() };
     let max = max.min(LAST_RETRY);
@@ -417,8 +437,8 @@ unsafe extern "C" fn connect<T: ClientTransport>(
 
 /// Queues the connect worker: at once, or after the next step of the delay.
 ///
-/// The delay is made of short steps because the destruction of a transport waits for its lock, which
-/// is held meanwhile, and has no other way to say so.
+/// The delay is made of short steps because the destruction of a transport, or an administrator, waits
+/// for its lock, which is held meanwhile, and has no other way to say so.
 fn queue_connect<T: ClientTransport>(xprt: &Xprt<T>) {
     let delay = xprt.own.delay.load(Relaxed);
     let step = delay.min(MAX_STEP);
@@ -439,12 +459,56 @@ fn is_news<T: ClientTransport>(xprt: &Xprt<T>) -> bool {
 }
 
 fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Result {
+    *xprt.own.tried.lock() = xprt.addr();
     xprt.own.last_attempt.store(jiffies(), Relaxed);
     xprt.own.news.store(T::news(), Relaxed);
     // Traffic can come before the caller sees the connection.
     xprt.own.life.store(life::SILENT, Relaxed);
     xprt.own.renew.store(false, Relaxed);
     T::connect(xprt, lock)
+}
+
+/// How long somebody who waits for the lock may take to wake up and get it, in milliseconds.
+const WAKE_MSECS: c_uint = 20;
+
+/// How often that is tried in a row.
+const WAKE_TRIES: u32 = 5;
+
+/// Row C123: unlocks the transport for somebody who sleeps until it is not locked.
+///
+/// sunrpc gives the lock to the next task that waits for it before it wakes any of those, and wakes them
+/// no more than once for each attempt to connect: with two tasks that want a connection, they would not
+/// get it before there is one.
+///
+/// # Safety
+///
+/// The caller is the connect worker, and holds the lock in the name of the transport.
+unsafe fn give_way<T: ClientTransport>(xprt: &Xprt<T>) {
+    let raw = xprt.raw();
+    // SAFETY: The transport is alive: if it is destroyed, that waits for the connect worker.
+    unsafe {
+        // CAST: Below, numbers of bits.
+        let state = &raw mut (*raw).state;
+        // No task gets the lock meanwhile: it is as if there were no credits.
+        bindings::set_bit(bindings::XPRT_CWND_WAIT as usize, state);
+        bindings::xprt_unlock_connect(raw, raw.cast());
+        for _ in 0..WAKE_TRIES {
+            bindings::msleep(WAKE_MSECS);
+            if !xprt.is_awaited() {
+                break;
+            }
+            bindings::wake_up_bit(state, bindings::XPRT_LOCKED as c_int);
+        }
+        bindings::clear_bit(bindings::XPRT_CWND_WAIT as usize, state);
+    }
+    // Whoever had the lock may have found no task that could get it. Who has it still gives it to the next.
+    let guard = xprt.lock_transport();
+    // SAFETY: The lock is held.
+    unsafe { xprt.wake_next() };
+    drop(guard);
+    // That takes the lock for a moment even if there is no task, and wakes nobody who saw it taken.
+    // SAFETY: As above.
+    unsafe { bindings::wake_up_bit(&raw mut (*raw).state, bindings::XPRT_LOCKED as c_int) };
 }
 
 /// Row C105: connects, in the module's queue, with `XPRT_LOCKED` held in the name of the transport.
@@ -462,13 +526,17 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
     let result = if xprt.is_abandoned() {
         Err(err::enotconn())
     } else if xprt.own.delay.load(Relaxed) != 0 && !is_news(xprt) {
-        queue_connect(xprt);
-        return;
+        if !xprt.is_awaited() {
+            queue_connect(xprt);
+            return;
+        }
+        Err(err::enotconn())
     } else {
         // SAFETY: `connect` has taken the lock over for this function.
         let mut lock = unsafe { SendLock::new(xprt) };
         queue::without_fs(|| attempt(xprt, &mut lock))
     };
+    let awaited = result.is_err() && xprt.is_awaited();
     // SAFETY: The transport is alive: it is locked.
     unsafe { bindings::xprt_clear_connecting(raw) };
     let status = match result {
@@ -501,7 +569,11 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
     // destruction waits for this function. The cookie is that of `connect`.
     unsafe {
         bindings::xprt_wake_pending_tasks(raw, status.to_errno());
-        bindings::xprt_unlock_connect(raw, raw.cast());
+        if awaited {
+            give_way(xprt);
+        } else {
+            bindings::xprt_unlock_connect(raw, raw.cast());
+        }
     }
 }
 

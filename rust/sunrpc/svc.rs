@@ -24,9 +24,12 @@ mod trial;
 mod xprt;
 
 use super::XdrView;
-use crate::rt::net::{
-    Net,
-    SockAddr, //
+use crate::{
+    ib::ByDevice,
+    rt::net::{
+        Net,
+        SockAddr, //
+    },
 };
 use kernel::prelude::*;
 
@@ -91,6 +94,9 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
 
     /// The peer's address, and ours.
     fn addresses(pending: &Self::Pending) -> (SockAddr, SockAddr);
+
+    /// What messages say about its device, " by device rxe0", say.
+    fn by_device(pending: &Self::Pending) -> ByDevice;
 
     /// Accepts a connection. May sleep.
     fn accept(

@@ -17,7 +17,8 @@ use crate::{
         net::{
             Net,
             SockAddr, //
-        }, //
+        },
+        waitbit, //
     },
     trace, //
 };
@@ -42,9 +43,11 @@ use kernel::{
             Guard,
             Lock, //
         },
+        new_spinlock,
         Completion,
         Refcount,
-        SetOnce, //
+        SetOnce,
+        SpinLock, //
     },
     types::{
         NotThreadSafe,
@@ -94,6 +97,9 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) renew: AtomicFlag,
     /// Row X22: the last attempt failed, or brought a connection that died without traffic.
     pub(super) distrust: AtomicFlag,
+    /// Where the last attempt went to.
+    #[pin]
+    pub(super) tried: SpinLock<SockAddr>,
     /// When the last attempt started, in jiffies.
     pub(super) last_attempt: Atomic<usize>,
     /// What [`ClientTransport::news`] was then.
@@ -130,6 +136,7 @@ impl<T: ClientTransport> Own<T> {
             life: Atomic::new(life::DOWN),
             renew: AtomicFlag::new(false),
             distrust: AtomicFlag::new(false),
+            tried <- new_spinlock!(SockAddr::none()),
             last_attempt: Atomic::new(0),
             news: Atomic::new(0),
             delay: Atomic::new(0),
@@ -305,7 +312,7 @@ impl<T: ClientTransport> Core<T> {
     /// # Safety
     ///
     /// The transport lock is held.
-    unsafe fn wake_next(&self) {
+    pub(super) unsafe fn wake_next(&self) {
         let (task, rqst) = (self.own.nobody.0.get(), self.own.nobody.1.get());
         // SAFETY: The lock is held: nobody else uses the two or the count of credits. Of a task the
         // function looks at the request, and of that at its transport and its credit.
@@ -401,6 +408,19 @@ impl<T: ClientTransport> Core<T> {
     pub(crate) fn is_abandoned(&self) -> bool {
         // SAFETY: The transport's memory is valid; this only looks at the count.
         unsafe { (&raw const (*self.raw()).kref.refcount.refs.counter).read_volatile() == 0 }
+    }
+
+    /// Whether somebody sleeps until the transport is not locked: as those do who change its address, or
+    /// take it out, by sysfs (row C123), and whoever destroys it.
+    pub(super) fn is_awaited(&self) -> bool {
+        // SAFETY: The transport's memory is valid.
+        unsafe { waitbit::is_awaited(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED) }
+    }
+
+    /// Whether an attempt to connect should be given up: nobody uses the transport any more, or somebody
+    /// has to do with it who cannot wait for the attempt to end by itself.
+    pub(crate) fn is_unwanted(&self) -> bool {
+        self.is_abandoned() || self.is_awaited()
     }
 
     /// Whether sunrpc considers the transport connected.

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """What an administrator does with a transport in sysfs: look, move it elsewhere, take it out."""
 
+import collections
+import contextlib
 import glob
 import os
 import re
@@ -22,6 +24,61 @@ def peers():
     """Addresses of the other ends of our connections."""
     text = "\n".join(l for l in rdma_objects("cm_id") if f"[{MODULE}]" in l and "state CONNECT" in l)
     return re.findall(r"dst-addr ([0-9.]+):", text)
+
+
+@contextlib.contextmanager
+def another_address():
+    """The server has two within the body."""
+    on_server(f"ip addr add {OTHER}/24 dev $NETDEV")
+    try:
+        yield
+    finally:
+        on_server(f"ip addr del {OTHER}/24 dev $NETDEV")
+
+
+@contextlib.contextmanager
+def silent(address):
+    """The server says nothing at this address of its within the body."""
+    on_server("nft add table inet mute; nft add chain inet mute in '{ type filter hook input priority 0; }'; "
+              f"nft add rule inet mute in ip daddr {address} drop")
+    try:
+        yield
+    finally:
+        on_server("nft delete table inet mute")
+
+
+def quick(folder, name, text):
+    """Write to a file of a transport, which takes no more than a moment."""
+    begun = time.monotonic()
+    write(f"{folder}/{name}", text)
+    took = time.monotonic() - begun
+    if took > 0.5:
+        say(f"{name}: {text} took {took:.1f} s")
+    # The C transport ends its attempt first, or its delay.
+    expect(took < 3 * SLOWNESS or MODULE != "rpcrdma_rust", f"{name}: {text} took {took:.1f} s")
+
+
+Line = collections.namedtuple("Line", "name kind address port state main")
+
+
+def rpcctl(*words):
+    return run("rpcctl", *words)
+
+
+def listed():
+    """RDMA transports as rpcctl shows them: the main one of each client comes first."""
+    found = re.findall(r"(?m)^(xprt-\d+): (\w+), (\S+), port (\d+), state <([A-Z_,]*)>(, main)?$",
+                       rpcctl("xprt", "show"))
+    found = [Line(*each) for each in found if each[1] == "rdma"]
+    return sorted(found, key=lambda each: not each.main)
+
+
+def switch_of(name):
+    """The switch that a transport is in: its name, its transports, how many of them are active."""
+    for text in re.split(r"(?m)^(?=switch-)", rpcctl("switch", "show")):
+        if re.search(rf"(?m)^\t{name}: ", text):
+            return re.match(r"(switch-\d+): xprts (\d+), active (\d+), ", text).groups()
+    raise Failed(f"{name} is in no switch")
 
 
 def debugfs():
@@ -58,21 +115,110 @@ with server_folder("admin"):
               "debugfs")
 
     with check("dstaddr: the connection moves to another address of the server, under load", 200):
-        on_server(f"ip addr add {OTHER}/24 dev $NETDEV")
-        try:
-            with mounted("4.2") as at, Load(f"{at}/admin") as load:
-                load.goes_on(60)
-                folder, = transports()
-                equal(peers(), [SERVER], "connections")
-                write(folder + "/dstaddr", OTHER + "\n")
-                load.goes_on(60, rounds=5)
-                equal(read(folder + "/dstaddr").strip(), OTHER, "dstaddr")
-                equal(peers(), [OTHER], "connections")
-                write(folder + "/dstaddr", SERVER + "\n")
-                load.goes_on(60, rounds=5)
-                equal(peers(), [SERVER], "connections")
-        finally:
-            on_server(f"ip addr del {OTHER}/24 dev $NETDEV")
+        with another_address(), mounted("4.2") as at, Load(f"{at}/admin") as load:
+            load.goes_on(60)
+            folder, = transports()
+            equal(peers(), [SERVER], "connections")
+            write(folder + "/dstaddr", OTHER + "\n")
+            load.goes_on(60, rounds=5)
+            equal(read(folder + "/dstaddr").strip(), OTHER, "dstaddr")
+            equal(peers(), [OTHER], "connections")
+            write(folder + "/dstaddr", SERVER + "\n")
+            load.goes_on(60, rounds=5)
+            equal(peers(), [SERVER], "connections")
+
+    # Each of the two has calls that wait for a connection, and asks for one as soon as an attempt is over.
+    with check("the server is silent: nobody waits for attempts to end, work goes on at another address", 300):
+        if NODES == 1 or RDMA == "siw":
+            raise Skip("one guest has no packets; siw's attempts cannot be ended (upstream-findings.md)")
+        with another_address(), mounted("4.2", "nconnect=2") as at, \
+                Load(f"{at}/admin", "one") as one, Load(f"{at}/admin", "two") as two:
+            one.goes_on(60)
+            two.goes_on(60)
+            main, extra = sorted(transports(), key=lambda d: info(d)["main_xprt"] == "0")
+            with silent(SERVER):
+                wait_for(lambda: not any(" CONNECTED" in read(d + "/xprt_state") for d in (main, extra)), 90,
+                         "the connections are gone")
+                time.sleep(5)
+                # Both are at an attempt, which takes half a minute.
+                quick(extra, "xprt_state", "offline")
+                quick(extra, "xprt_state", "online")
+                time.sleep(5)
+                quick(main, "dstaddr", OTHER)
+                quick(extra, "dstaddr", OTHER)
+                begun = time.monotonic()
+                one.goes_on(60)
+                two.goes_on(60)
+                took = time.monotonic() - begun
+                say(f"both at work again after {took:.1f} s")
+                # Tasks wait 3 s after an attempt that sunrpc has seen fail.
+                expect(took < 10 * SLOWNESS or MODULE != "rpcrdma_rust", f"it took {took:.1f} s")
+                equal(peers(), [OTHER] * 2, "connections")
+
+    with check("a wrong address is put right: that does not wait for the next attempt", 300), \
+            mounted("4.2") as at, Load(f"{at}/admin") as load:
+        load.goes_on(60)
+        main, = transports()
+        # There is no way to it, which is known at once.
+        write(f"{main}/dstaddr", "192.0.2.1")
+        # Attempts come after 0, 3, 9, 21 and 36 s.
+        time.sleep(24)
+        quick(main, "dstaddr", SERVER)
+        begun = time.monotonic()
+        load.goes_on(60)
+        took = time.monotonic() - begun
+        say(f"at work again after {took:.1f} s")
+        expect(took < 10 * SLOWNESS or MODULE != "rpcrdma_rust", f"it took {took:.1f} s")
+
+    with check("a transport at work goes offline and online a hundred times, each in a moment", 300), \
+            mounted("4.2", "nconnect=2") as at, contextlib.ExitStack() as stack:
+        loads = [stack.enter_context(Load(f"{at}/admin", f"busy{n}")) for n in range(3)]
+        for load in loads:
+            load.goes_on(60)
+        main, extra = sorted(transports(), key=lambda d: info(d)["main_xprt"] == "0")
+        # Who meets a call that is being sent has to be told when that is done.
+        for _ in range(50):
+            for name in ("offline", "online"):
+                quick(extra, "xprt_state", name)
+        for load in loads:
+            load.goes_on(60)
+
+    with check("rpcctl: shows transports, takes one out, puts it back, removes one, under load", 500), \
+            mounted("4.2", "nconnect=3") as at, Load(f"{at}/admin") as load:
+        load.goes_on(60, rounds=5)
+        main, one, two = listed()
+        say(rpcctl("xprt", "show", one.name))
+        for each in (main, one, two):
+            equal(each[1:4], ("rdma", SERVER, str(PORT)), f"{each.name}: kind, address and port")
+            expect({"CONNECTED", "BOUND"} <= set(each.state.split(",")), f"{each.name} is {each.state}")
+        equal([bool(each.main) for each in (main, one, two)], [True, False, False], "main transports")
+        expect(re.search(rf"Slots: min 0, max {SLOTS}$", rpcctl("xprt", "show", one.name), re.M), "slots")
+        switch, *counts = switch_of(main.name)
+        equal(counts, ["3", "3"], "transports, active ones")
+        expect(re.search(rf"(?m)^\t{main.name}: rdma, {SERVER} \[main\]$", rpcctl("switch", "show", switch)),
+               rpcctl("switch", "show", switch))
+        expect(re.search(rf"(?m)^clnt-\d+: {switch}, xprts 3, active 3, ", rpcctl("client", "show")),
+               rpcctl("client", "show"))
+        status, text = run("rpcctl", "xprt", "set", main.name, "offline", ok=False)
+        expect(status == 1 and "cannot be set offline" in text, f"{status}: {text}")
+        expect("OFFLINE" in rpcctl("xprt", "set", one.name, "offline"), "it is not offline")
+        equal(switch_of(main.name)[1:], ("3", "2"), "transports, active ones")
+        load.goes_on(60, rounds=5)
+        expect("OFFLINE" not in rpcctl("xprt", "set", one.name, "online"), "it is offline")
+        equal(switch_of(main.name)[1:], ("3", "3"), "transports, active ones")
+        load.goes_on(60, rounds=5)
+        rpcctl("xprt", "remove", two.name)
+        load.goes_on(60, rounds=5)
+        wait_for(lambda: switch_of(main.name)[1:] == ("2", "2"), 20, "one is removed")
+        wait_for(lambda: peers() == [SERVER] * 2, 20, "two connections are left")
+        with another_address():
+            text = rpcctl("switch", "set", switch, "dstaddr", OTHER)
+            equal(len(re.findall(rf"rdma, {OTHER}\b", text)), 2, f"transports with the new address in {text!r}")
+            load.goes_on(60, rounds=5)
+            wait_for(lambda: peers() == [OTHER] * 2, 20, "both connections have moved")
+            rpcctl("switch", "set", switch, "dstaddr", SERVER)
+            load.goes_on(60, rounds=5)
+            wait_for(lambda: peers() == [SERVER] * 2, 20, "both connections are back")
 
     with check("one of three connections is taken out and put back, another removed, under load", 200), \
             mounted("4.2", "nconnect=3") as at, Load(f"{at}/admin") as load:

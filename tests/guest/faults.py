@@ -70,6 +70,7 @@ def accepting():
             serves()
     with check("a client that answers no Reads: refused"), nothing_left(on_server, "what is in use"), \
             shows(on_server, {"svcrdma_initdepth_err": [WHO + "status=-22"]}):
+        shell(on_server, "dmesg -C")
         try:
             peer = Peer(resources=0)
         except PyverbsError:
@@ -77,6 +78,8 @@ def accepting():
         else:
             peer.close()
             raise Failed("it was accepted")
+        wanted = rf"a connection of client [0-9.]+:\d+ by device {RDMA}0 is not accepted: E"
+        expect(any(re.search(wanted, l) for l in log(on_server)), f"no {wanted!r} in {log(on_server)}")
         serves()
 
 

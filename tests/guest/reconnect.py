@@ -31,6 +31,15 @@ def copied(at, name):
     expect(read_file(f"{at}/reconnect/{name}", direct=True) == DATA, "what was read back differs")
 
 
+# Receive and send buffers of a connection with 128 slots (Documentation/architecture.md).
+RING = 192 + 166
+
+
+def buffers(events, size):
+    """How many blocks of so many bytes were allocated."""
+    return len([t for t in of(events, "probe_buffer") if number(t, "old") == 0 and number(t, "size") == size])
+
+
 @contextlib.contextmanager
 def server_away():
     on_server("nfsd-down")
@@ -59,6 +68,33 @@ with server_folder("reconnect"):
         say(f"{len(regions)} regions, {len(kept)} of them kept")
         expect(len(kept) >= len(regions) - 4, f"regions {sorted(regions)}, now {sorted(ours('mr'))}")
         equal(of(events, "xprtrdma_createmrs"), [], "regions made")
+
+    with check("twenty connections in a row: none has its message buffers made anew", 400):
+        # A size that nothing else has, so that these are seen among all that is allocated; and so many
+        # that the mount alone, which has to make them, shows that they are.
+        size, names = 3072, ("rdma_max_inline_read", "rdma_max_inline_write")
+        before = {name: read(f"/proc/sys/sunrpc/{name}") for name in names}
+        probe = "p:probe_buffer krealloc_node_align_noprof old=%di:u64 size=%si:u64"
+        try:
+            for name in names:
+                write(f"/proc/sys/sunrpc/{name}", f"{size}\n")
+            with contextlib.ExitStack() as stack:
+                with probes(run, probe) as events:
+                    at = stack.enter_context(mounted("3", "noac"))
+                    copied(at, "first")
+                equal(buffers(events, size), RING, "buffers of the first connection")
+                with probes(run, probe) as events:
+                    for turn in range(20):
+                        with server_away():
+                            wait_for(lambda: not connected(), 20, "the connection is gone")
+                        copied(at, "again")
+                made = [t for t in of(events, "xprtrdma_inline_thresh")]
+                equal(len(made), 20, "connections")
+                expect(all(f"neg send/recv={size}/{size}," in t for t in made), made[0])
+                equal(buffers(events, size), 0, "buffers made for the 20 connections that followed")
+        finally:
+            for name, value in before.items():
+                write(f"/proc/sys/sunrpc/{name}", value)
 
     with check("buffers have the size of the new connection's messages", 200):
         default = int(read(SYSCTL))

@@ -141,7 +141,8 @@ def client():
         for text in attempts:
             expect(text.startswith(f"peer=[{SERVER}]:{CLOSED} rc=-111 "), text)
         lines = [l for l in log(run) if f"{SERVER}:{CLOSED}" in l]
-        expect(lines and "ECONNREFUSED" in lines[0], f"messages: {log(run)}")
+        wanted = f"cannot connect to server {SERVER}:{CLOSED} by device {RDMA}0: ECONNREFUSED"
+        expect(lines and wanted in lines[0], f"messages: {log(run)}")
         expect(len(lines) <= min(10, len(attempts)), f"{len(lines)} messages")
 
     with check("a connection that is lost is reported: who, which device, why"), mounted("4.2") as at:

@@ -27,4 +27,9 @@ with check("KUnit: the parser finds no failure"):
     equal(status, 0, "status of the parser")
     for suite in SUITES:
         expect(re.search(rf"\[PASSED\] {suite}\b", text), f"no result of {suite}")
+with check("the request that nobody has room for was told of, with its device"):
+    if not log:
+        raise Skip("as above")
+    wanted = r"a connection of client .* by device \S+ is refused: 128 others wait to be accepted"
+    expect(re.search(wanted, log), f"no {wanted!r}: {[l for l in log.splitlines() if 'refused' in l]}")
 done()

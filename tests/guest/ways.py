@@ -2,7 +2,7 @@
 """Other ways to a server: sixteen connections, several addresses, referrals, link-local addresses;
 and what is refused: swap.
 
-Nothing here depends on the modules, but for the last check.
+Nothing here depends on the modules, but for the last check and what messages say.
 """
 
 import concurrent.futures
@@ -110,6 +110,17 @@ with server_folder("ways") as folder:
                 copies(f"{at}/ways", f"local{vers}-", 4)
                 scope = socket.if_nametoindex(NETDEV)
                 equal(option(at, "addr"), f"{address}%{scope}", "address")
+        # The kernel log has the scope too, on both ends.
+        os.makedirs("/mnt/b", exist_ok=True)
+        run("mount", "-t", "nfs", "-o", proto.replace(f"port={PORT}", "port=20050") + ",retry=0",
+            f"[{address}%{NETDEV}]:{EXPORT}", "/mnt/b", ok=False)
+        for side, wanted in (
+                (run, rf"connected to server \[{address}%{scope}\]:{PORT} by device {RDMA}0: "),
+                (run, rf"cannot connect to server \[{address}%{scope}\]:20050 by device {RDMA}0: ECONNREFUSED"),
+                (on_server, rf"connection of client \[fe80:[0-9a-f:]+%\d+\]:\d+ by device {RDMA}0: ")):
+            if side is on_server and os.environ["SERVER_FLAVOUR"] != "rust" or MODULE != "rpcrdma_rust":
+                continue
+            expect(re.search(wanted, "\n".join(log(side))), f"no {wanted!r} in {log(side)[-8:]}")
 
     with check("an export for privileged ports takes any port of RDMA"), \
             exported(EXPORT, "fsid=1,secure"):

@@ -235,13 +235,15 @@ unsafe extern "C" fn accept<T: ServerTransport>(
         return core::ptr::null_mut();
     };
     let (remote, _) = T::addresses(&pending);
+    let by_device = T::by_device(&pending);
     // SAFETY: As above.
     let made = unsafe { accept_one::<T>(raw, pending) };
     made.unwrap_or_else(|e| {
         say!(
             pr_warn,
-            "a connection of client {} is not accepted: {:?}\n",
+            "a connection of client {}{} is not accepted: {:?}\n",
             remote.text(),
+            by_device,
             e
         );
         core::ptr::null_mut()
