@@ -20,6 +20,7 @@
 mod addr;
 mod bc;
 mod class;
+mod connect;
 mod ops;
 mod rqst;
 mod slot;

@@ -4,10 +4,8 @@
 
 use super::{
     addr,
-    ops::{
-        self,
-        Vtable, //
-    },
+    connect,
+    ops::Vtable,
     xclass::{
         Class,
         Registration,
@@ -117,7 +115,7 @@ unsafe fn create<T: ClientTransport>(
         (*raw).connect_timeout = TIMEOUT.to_initval;
         (*raw).max_reconnect_timeout = TIMEOUT.to_maxval;
         (*raw).bind_timeout = BIND_TIMEOUT;
-        (*raw).reestablish_timeout = ops::INIT_REESTABLISH;
+        (*raw).reestablish_timeout = connect::INIT_REESTABLISH;
         (*raw).idle_timeout = IDLE_TIMEOUT;
         (*raw).ops = const { &Vtable::<T>::OPS };
         // Side protocols, such as rpcbind and MOUNT, go by TCP.

@@ -76,7 +76,7 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) pool: SlotPool<T::Slot>,
     /// Slots for callbacks.
     pub(super) bc: SetOnce<Pin<KBox<BcPool>>>,
-    /// Runs `ops::connect_worker`, with `XPRT_LOCKED` held.
+    /// Runs `connect::connect_worker`, with `XPRT_LOCKED` held.
     #[pin]
     pub(super) connect_work: DelayedWork,
     /// Drops `puts` references to the transport.
@@ -123,7 +123,7 @@ impl<T: ClientTransport> Own<T> {
         try_pin_init!(Self {
             pool <- SlotPool::new(slots),
             bc: SetOnce::new(),
-            connect_work <- DelayedWork::new(super::ops::connect_worker::<T>),
+            connect_work <- DelayedWork::new(super::connect::connect_worker::<T>),
             put_work <- Opaque::ffi_init(|work| {
                 // SAFETY: The memory is for a work item, and does not move. The function runs only
                 // when the item is queued, which happens in complete transports.
