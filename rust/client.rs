@@ -31,9 +31,9 @@ use self::{
 use crate::{
     ib::{
         self,
+        Attempt,
         ByDevice,
         Conn,
-        DeviceName,
         Params,
         Spare, //
     },
@@ -55,7 +55,6 @@ use crate::{
         PrivateData, //
     },
 };
-use core::cell::Cell;
 use kernel::{
     page::PAGE_SIZE,
     prelude::*,
@@ -126,9 +125,9 @@ impl ClientTransport for Rdma {
     }
 
     fn connect(xprt: &Xprt<Self>, lock: &mut SendLock<'_, Self>) -> Result {
-        let device = Cell::new(None);
-        let result = connect(xprt, lock, &device);
-        report(xprt, lock, &result, device.get());
+        let attempt = Attempt::default();
+        let result = connect(xprt, lock, &attempt);
+        report(xprt, lock, &result, &attempt);
         result
     }
 
@@ -206,13 +205,7 @@ impl ClientTransport for Rdma {
 }
 
 /// Connects, and notes what the connection can do.
-///
-/// `device` gets the name of the device by which it does.
-fn connect(
-    xprt: &Xprt<Rdma>,
-    lock: &mut SendLock<'_, Rdma>,
-    device: &Cell<Option<DeviceName>>,
-) -> Result {
+fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>, attempt: &Attempt) -> Result {
     let send_size = PrivateData::size(tunables::max_inline_write());
     let recv_size = PrivateData::size(tunables::max_inline_read());
     let private = PrivateData {
@@ -236,7 +229,7 @@ fn connect(
             private: &private.encode(),
             msecs: CONNECT_MSECS,
             wanted: &|| !xprt.is_unwanted(),
-            found: device,
+            attempt,
         },
         &mut lock.spare,
         |limits| Endpoint::new(xprt.handle(), xprt.inner().stats.clone(), limits),
@@ -251,12 +244,7 @@ fn connect(
 }
 
 /// Tells how an attempt to connect has ended.
-fn report(
-    xprt: &Xprt<Rdma>,
-    lock: &SendLock<'_, Rdma>,
-    result: &Result,
-    device: Option<DeviceName>,
-) {
+fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result, attempt: &Attempt) {
     let rc = result.map_or_else(Error::to_errno, |()| 0);
     trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
     let server = xprt.addr();
@@ -293,8 +281,8 @@ fn report(
                 pr_warn,
                 "cannot connect to server {}{}: {:?}\n",
                 server.text(),
-                ByDevice(device),
-                e
+                ByDevice(attempt.device.get()),
+                attempt.cause.get().unwrap_or(*e)
             );
         }
         _ => {}

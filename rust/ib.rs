@@ -92,6 +92,7 @@ pub(crate) use self::{
     },
     inner::Cx,
     limits::{
+        Attempt,
         Limits,
         Params, //
     },

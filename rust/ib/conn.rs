@@ -18,6 +18,7 @@ use super::{
         Inner, //
     },
     limits::{
+        Attempt,
         Limits,
         Params, //
     },
@@ -179,8 +180,9 @@ struct Pad<P: Protocol> {
 /// once a device is found to do what is needed, what fails is for the moment only: while ports or
 /// devices come and go or start anew, verbs and the connection manager may say anything (mlx5, for one,
 /// ENOLINK). RPCs that wait for a connection must not fail because of that, and they would by all errors
-/// but those that sunrpc knows to be of connections (`call_connect_status`).
-fn transient(e: Error) -> Error {
+/// but those that sunrpc knows to be of connections (`call_connect_status`). What it was is in
+/// [`Attempt::cause`].
+fn transient(attempt: &Attempt, e: Error) -> Error {
     let known = [
         err::econnrefused(),
         err::econnreset(),
@@ -198,6 +200,7 @@ fn transient(e: Error) -> Error {
     if known.contains(&e) {
         e
     } else {
+        attempt.cause.set(Some(e));
         err::enobufs()
     }
 }
@@ -233,6 +236,7 @@ impl<P: Protocol> Conn<P> {
         new: impl FnOnce(&Limits) -> P,
         established: impl FnOnce(&P, &[u8]),
     ) -> Result<Self> {
+        let transient = |e| transient(params.attempt, e);
         let id = cm::Events::new()
             .and_then(|events| cm::Id::new(&params.net, events))
             .map_err(transient)?;
@@ -244,7 +248,7 @@ impl<P: Protocol> Conn<P> {
                 transient(e)
             }
         })?;
-        params.found.set(DeviceName::of(id.device()));
+        params.attempt.device.set(DeviceName::of(id.device()));
         id.resolve_route(params.wanted).map_err(transient)?;
         let lease = DeviceLease::new(id.device())?;
         let limits = Limits::new(&lease.caps(), lease.name(), params)?;

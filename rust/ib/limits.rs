@@ -56,8 +56,17 @@ pub(crate) struct Params<'a> {
     pub(crate) msecs: u32,
     /// Whether the connection is still wanted: asked several times a second while it is made.
     pub(crate) wanted: cm::Wanted<'a>,
-    /// Gets the name of the device, as soon as it is known.
-    pub(crate) found: &'a Cell<Option<DeviceName>>,
+    /// Gets what there is to tell, also when the attempt fails.
+    pub(crate) attempt: &'a Attempt,
+}
+
+/// What there is to tell of an attempt to connect, for messages.
+#[derive(Default)]
+pub(crate) struct Attempt {
+    /// The device, as soon as it is known.
+    pub(crate) device: Cell<Option<DeviceName>>,
+    /// The error that is behind the `ENOBUFS` of something that may pass.
+    pub(crate) cause: Cell<Option<Error>>,
 }
 
 /// What the device made of [`Params`].

@@ -28,6 +28,7 @@ use super::{
         Inner, //
     },
     limits::{
+        Attempt,
         Limits,
         Params, //
     },
@@ -55,7 +56,6 @@ use crate::{
     },
 };
 use core::{
-    cell::Cell,
     ops::Range,
     ptr::NonNull, //
 };
@@ -288,7 +288,7 @@ pub(super) fn next_connection(
         private: &[],
         msecs: 1000,
         wanted: &|| true,
-        found: &Cell::new(None),
+        attempt: &Attempt::default(),
     };
     let id = cm::Id::new(&params.net, cm::Events::new()?)?;
     let lease = DeviceLease::new(fake.as_raw())?;

@@ -303,9 +303,12 @@ def connecting(at):
         # As mlx5 says it. Whoever waits for a connection must not see that.
         shim_set(run, "with", 67)
         fail(run, "create_cq", 0, 2)
+        shell(run, "dmesg -C")
         lose()
         os.statvfs(at)
         equal(counts(run, "create_cq")[1], 2, "calls that failed")
+        wanted = rf"cannot connect to server {SERVER}:{PORT} by device {RDMA}0: ENOLINK"
+        expect(any(re.search(wanted, l) for l in log(run)), f"no {wanted!r} in {log(run)}")
         shim_set(run, "with", 12)
     with check("attempts are put off longer and longer, until there was traffic"):
         with traced(run) as events:
