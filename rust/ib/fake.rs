@@ -261,6 +261,13 @@ impl Fake {
         }
     }
 
+    /// Regions can have gaps, from the next connection on.
+    pub(crate) fn allow_gaps(&self) {
+        let gaps = u64::from(bindings::ib_kernel_cap_flags_IBK_SG_GAPS_REG);
+        // SAFETY: The attributes are read when a connection is made, by this thread.
+        unsafe { (*self.as_raw()).attrs.kernel_cap_flags |= gaps };
+    }
+
     /// Queues can have so many entries, from now on.
     pub(crate) fn limit_queues(&self, entries: c_int) {
         // SAFETY: The attributes are read when a connection is made, by this thread.

@@ -13,7 +13,10 @@ mod tests {
             self,
             DeviceLease, //
         },
-        fake::Asked,
+        fake::{
+            Asked,
+            Fake, //
+        },
         patience::Patience,
         trial::*, //
     };
@@ -54,6 +57,36 @@ mod tests {
         // Nothing of all this has reached the device.
         assert_eq!(fake.asked()?.len(), 0);
         assert_eq!(fake.sends(), 0);
+        Ok(())
+    }
+
+    /// Where pieces of pages begin, and how long they are: as from `writev` with odd addresses; at
+    /// last with a gap in the page; more than a region can have.
+    const PIECES: [&[(u32, u32)]; 3] = [
+        &[(100, 1000), (512, 2048), (0, 4096), (0, 100)],
+        &[(96, 4000), (0, 4096), (0, 100), (200, 50)],
+        &[(1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 4085)],
+    ];
+
+    #[test]
+    fn gaps_divide_regions() -> Result {
+        let (_fake, _, alive, mut conn) = trial()?;
+        let wanted: [&[u32]; 3] = [&[1000, 2048, 4196], &[8196, 50], &[2, 4, 6, 8, 10, 4085]];
+        for (pieces, wanted) in PIECES.iter().zip(wanted) {
+            assert!(cut(&mut conn, &alive, pieces)?.as_slice() == wanted);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn regions_have_gaps_where_the_device_can() -> Result {
+        let (fake, seen, alive) = (Fake::new()?, Proto::seen()?, counter()?);
+        fake.allow_gaps();
+        let mut conn = next_connection(&fake, &seen, None)?;
+        let wanted: [&[u32]; 3] = [&[7244], &[8246], &[20, 4095]];
+        for (pieces, wanted) in PIECES.iter().zip(wanted) {
+            assert!(cut(&mut conn, &alive, pieces)?.as_slice() == wanted);
+        }
         Ok(())
     }
 

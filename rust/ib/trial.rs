@@ -83,6 +83,8 @@ pub(super) const TWO: usize = 2;
 /// What keeps the pages of a set. The counter says whether it exists.
 pub(super) struct Memory {
     pub(super) buf: Arc<KBuf>,
+    /// What of each page is meant: where it begins, and how long it is. The first ones are listed.
+    pieces: &'static [(u32, u32)],
     alive: Arc<Atomic<u32>>,
 }
 
@@ -92,6 +94,7 @@ impl Memory {
         alive.fetch_add(1, Relaxed);
         Ok(Self {
             buf: Arc::new(buf, GFP_KERNEL)?,
+            pieces: &[],
             alive: alive.clone(),
         })
     }
@@ -105,6 +108,7 @@ impl Drop for Memory {
 
 pub(super) struct Pages<'l> {
     buf: &'l KBuf,
+    pieces: &'static [(u32, u32)],
     pages: Range<usize>,
 }
 
@@ -112,11 +116,14 @@ impl<'l> Iterator for Pages<'l> {
     type Item = Region<'l>;
 
     fn next(&mut self) -> Option<Region<'l>> {
-        let at = self.pages.next()? * PAGE_SIZE;
+        let number = self.pages.next()?;
+        let whole = (0, PAGE_SIZE as u32);
+        let (offset, len) = self.pieces.get(number).copied().unwrap_or(whole);
+        let at = number * PAGE_SIZE;
         // SAFETY: The page is part of memory from kmalloc, which is aligned to pages by its size.
         let page = unsafe { bindings::virt_to_page(self.buf.as_ptr().add(at).cast()) };
-        // SAFETY: As above; the lease keeps it.
-        Some(unsafe { Region::new(NonNull::new(page)?, 0, PAGE_SIZE as u32) })
+        // SAFETY: As above; the lease keeps it. Tests list pieces of pages only.
+        Some(unsafe { Region::new(NonNull::new(page)?, offset, len) })
     }
 }
 
@@ -128,6 +135,7 @@ unsafe impl Lease for Memory {
     fn regions<'l>(&'l self, part: &'l Range<usize>) -> Pages<'l> {
         Pages {
             buf: &self.buf,
+            pieces: self.pieces,
             pages: part.start..part.end.min(self.buf.len() / PAGE_SIZE),
         }
     }
@@ -325,6 +333,29 @@ pub(super) fn set(
         |named| Ok(keys.push(named.handle.rkey, GFP_KERNEL)?),
     )?;
     Ok((set, keys))
+}
+
+/// The bytes of each memory region that is made of pieces of pages: see [`Memory`].
+pub(super) fn cut(
+    conn: &mut Conn<Proto>,
+    alive: &Arc<Atomic<u32>>,
+    pieces: &'static [(u32, u32)],
+) -> Result<KVec<u32>> {
+    let mut memory = Memory::new(alive)?;
+    memory.pieces = pieces;
+    let mut set = Exposing::new(memory);
+    let mut bytes = KVec::new();
+    let mut tx = conn.reserve().ok_or_else(err::enobufs)?;
+    let (_, regions) = tx.split();
+    set.expose::<Error>(
+        &(0..pieces.len()),
+        Access::Read,
+        7,
+        || regions.take().ok_or(ENOMEM),
+        |named| Ok(bytes.push(named.handle.len, GFP_KERNEL)?),
+    )?;
+    drop(set.cancel());
+    Ok(bytes)
 }
 
 /// Sends a message with a set, which the protocol has then. Its keys.

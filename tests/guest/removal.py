@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """RDMA devices that go while they are in use: it never takes long, and nothing is lost.
 
-removal.py [TIMES [WORD]]: how often in a row each kind of removal, with LONG 50 times, else once; only
-kinds with that word.
+First each kind of removal many times in a row under one mount; then rounds in which all goes: mount, load,
+removal, and the module is unloaded each time.
+
+removal.py [TIMES [WORD]]: how often in a row each kind of removal, with LONG 50 times, else once; so many
+rounds with unloads on each side, but three at least; only kinds with that word.
 """
 
+import glob
+import os
 import random
 import subprocess
 import sys
@@ -13,6 +18,9 @@ import time
 from lib import *
 
 TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 1
+ROUNDS = max(TIMES, 3)
+# In the rounds it is the module of one side that goes: ours.
+OURS = [side for side, name in (("client", "CLIENT"), ("server", "SERVER_FLAVOUR")) if os.environ[name] == "rust"]
 SIZE = 8 << 20
 # Within this time a device is gone, however busy it was; and a module that nobody uses can go.
 GONE, UNLOAD = 20, 5
@@ -44,6 +52,7 @@ KINDS = {
 # gives up after 50 seconds, with a warning (Documentation/upstream-findings.md). Like this the driver
 # lets go of a packet when it has it, from its next start on.
 LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
+SIDES = {"client": lambda text: run("sh", "-c", text), "server": on_server}
 # Writes a file and reads it back, again and again; one number for each round.
 LOAD = """
 import mmap, os, sys
@@ -98,6 +107,8 @@ class Loads:
     def kill(self):
         for job in self.jobs:
             job.kill()
+        for job in self.jobs:
+            job.wait(30 * SLOWNESS)
 
 
 def take_away(kind, command):
@@ -107,6 +118,16 @@ def take_away(kind, command):
     # The device of a network device that goes is taken down by a worker.
     command(f"for n in $(seq 400); do [ -e /sys/class/infiniband/{RDMA}0 ] || exit 0; sleep 0.1; "
             "done; exit 1")
+    return time.monotonic() - begun
+
+
+def goes_on(loads):
+    """Each load has a whole round before it; after how many seconds?"""
+    loads.alive()
+    before = loads.rounds()
+    begun = time.monotonic()
+    wait_for(lambda: all(new > old + 1 for new, old in zip(loads.rounds(), before)),
+             120, f"both loads go on after {before} rounds")
     return time.monotonic() - begun
 
 
@@ -128,55 +149,148 @@ def again_and_again(kinds, where, command):
     return took
 
 
-def unload(where, command):
-    """The module can go soon after the last mount, or the last listener; how soon."""
+def leave(where, command):
+    """The module can go soon after the last mount, or the last listener; how soon it was gone."""
     module = command("lsmod | grep -o '^rpcrdma[^ ]*'").strip()
     if where == "server":
         command("nfsd-down")
-    begun = time.monotonic()
-    command(f"for n in $(seq 200); do grep -qx 0 /sys/module/{module}/refcnt && exit; sleep 0.1; "
-            "done; lsmod; rdma resource; exit 1")
-    took = time.monotonic() - begun
-    command(f"rmmod {module}")
+    count = f"grep -qx 0 /sys/module/{module}/refcnt"
+    begun, gone = command(
+        f"read begun rest </proc/uptime; for n in $(seq 200); do {count} && break; sleep 0.1; done; "
+        f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit; "
+        "read gone rest </proc/uptime; echo $begun $gone").split()
+    took = float(gone) - float(begun)
     left = command("rdma resource show qp; rdma resource show mr; rdma resource show cm_id")
-    command("load-transport")
-    if where == "server":
-        command("nfsd-up")
     equal([line for line in left.splitlines() if f"[{module}]" in line], [], "RDMA objects")
     return took
 
 
+def come_back(where, command):
+    command("load-transport")
+    if where == "server":
+        command("nfsd-up")
+
+
 def removals(vers, where, kinds):
-    command = on_server if where == "server" else lambda text: run("sh", "-c", text)
+    command = SIDES[where]
     with check(f"v{vers}, {where}, {TIMES} times under load: {', '.join(kinds)}",
                240 + 12 * TIMES * len(kinds)), mounted(vers) as at:
         loads = Loads(at)
         try:
             time.sleep(2)
             took = again_and_again(kinds, where, command)
-            loads.alive()
-            before = loads.rounds()
-            begun = time.monotonic()
-            wait_for(lambda: all(new > old + 1 for new, old in zip(loads.rounds(), before)),
-                     120, f"both loads go on after {before} rounds")
+            again = goes_on(loads)
             say(f"removals took {min(took):.1f} to {max(took):.1f} s, loads went on in "
-                f"{time.monotonic() - begun:.1f} s, rounds {loads.rounds()}, "
+                f"{again:.1f} s, rounds {loads.rounds()}, "
                 f"connections {xprt_stats(at)['connect_count']}")
             loads.end(120)
         finally:
             loads.kill()
         expect(max(took) < GONE * SLOWNESS, f"a removal took {max(took):.1f} s")
     with check(f"v{vers}, {where}: the module can go at once"):
-        took = unload(where, command)
-        say(f"not in use after {took:.1f} s")
+        took = leave(where, command)
+        come_back(where, command)
+        say(f"gone after {took:.1f} s")
         expect(took < UNLOAD * SLOWNESS, f"it took {took:.1f} s")
+
+
+def in_use(command):
+    """The module's use count, and how many RDMA objects there are, on one side."""
+    return command("cat /sys/module/rpcrdma*/refcnt; for kind in pd cq qp cm_id mr ctx srq; do "
+                   "echo $kind $(rdma resource show $kind | wc -l); done").split()
+
+
+def rpc_clients():
+    """Clients of sunrpc on this machine that have a transport by RDMA."""
+    return [name for name in glob.glob("/sys/kernel/sunrpc/rpc-clients/clnt-*")
+            if glob.glob(f"{name}/switch/xprt-*-rdma")]
+
+
+def back(kind, where, command, loads):
+    """The device is there again: work goes on, then the mount or the listener ends, and the module goes."""
+    command(KINDS[kind][1])
+    goes_on(loads)
+    if where == "server":
+        # The mount stays, and its loads wait meanwhile.
+        took = leave(where, command)
+        come_back(where, command)
+        goes_on(loads)
+    loads.end(120)
+    umount()
+    if where == "client":
+        took = leave(where, command)
+        come_back(where, command)
+    return took
+
+
+def away(kind, where, command, loads):
+    """The mount or the listener ends and the module goes while there is no device."""
+    if where == "client":
+        loads.kill()
+        expect(rpc_clients(), "no client of sunrpc while the mount is there")
+        # What NFS has under way times out, here, in the thread that manages the state of v4, or in the end of
+        # its session: until then the mount has not gone.
+        begun = time.monotonic()
+        run("umount", "-f", "/mnt/a", timeout=90)
+        wait_for(lambda: not rpc_clients(), 120, "NFS has let go of its transports")
+        say(f"NFS has given up after {time.monotonic() - begun:.0f} s")
+    took = leave(where, command)
+    command("load-transport")
+    command(KINDS[kind][1])
+    if where == "server":
+        command("nfsd-up")
+        goes_on(loads)
+        loads.end(120)
+        umount()
+    return took
+
+
+def round_of(number, vers, where, command, base):
+    """Mount, work, take the device away under that, unload, and have all back; what took how long."""
+    kind = wanted[number % len(wanted)]
+    way = (back, away)[(number + (where == "client")) % 2]
+    begun = time.monotonic()
+    # Without a device a hard mount's last calls would wait for one, with the transport, after the mount has gone.
+    soft = f"soft,timeo={50 * SLOWNESS},retrans=1" if where == "client" and way is away else ""
+    mount(vers, soft)
+    loads = Loads("/mnt/a")
+    try:
+        time.sleep(1 + random.random())
+        loads.alive()
+        gone = take_away(kind, command)
+        time.sleep(random.random())
+        unused = way(kind, where, command, loads)
+    finally:
+        loads.kill()
+        subprocess.run(["umount", "-f", "-l", "/mnt/a"], stderr=subprocess.DEVNULL)
+        # A round that failed is not to spoil what comes after it.
+        command(f"[ -e /sys/class/infiniband/{RDMA}0 ] || {{ {KINDS[kind][1].strip()}\n}}")
+    say(f"round {number}, {kind}, {way.__name__}: the device was gone after {gone:.1f} s, the module after "
+        f"{unused:.1f} s, all this took {time.monotonic() - begun:.0f} s")
+    expect(gone < GONE * SLOWNESS, "the device took too long")
+    expect(unused < UNLOAD * SLOWNESS, "the module took too long")
+    with mounted(vers) as at:
+        write_file(f"{at}/load-0", b"%d" % number, direct=True)
+        equal(read_file(f"{at}/load-0", direct=True), b"%d" % number, "content")
+    for side, there in SIDES.items():
+        wait_for(lambda: in_use(there) == base[side], 20, f"in use at the {side}: {base[side]}")
+
+
+def rounds(vers, where):
+    with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 90 * ROUNDS):
+        with mounted(vers) as at:
+            os.listdir(at)
+        base = {side: in_use(there) for side, there in SIDES.items()}
+        say(f"in use: {base}")
+        for number in range(ROUNDS):
+            round_of(number, vers, where, SIDES[where], base)
 
 
 if NODES == 1:
     with check("two guests"):
         raise Skip("the device is the client's and the server's")
     done()
-for command in (lambda text: run("sh", "-c", text), on_server):
+for command in SIDES.values():
     command(LET_GO)
     for step in KINDS["network device unregistered"]:
         command(step)
@@ -186,4 +300,7 @@ for vers, where in (("3", "client"), ("4.2", "server"),
     # Once around is one check; many times are one for each kind.
     for kinds in ([wanted] if TIMES == 1 else [[kind] for kind in wanted]):
         removals(vers, where, kinds)
+for vers, where in (("4.2", "client"), ("3", "server"), *LONG * (("3", "client"), ("4.2", "server"))):
+    if where in OURS:
+        rounds(vers, where)
 done()

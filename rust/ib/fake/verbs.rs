@@ -237,9 +237,21 @@ unsafe extern "C" fn map_mr_sg(
         }
         0
     }
-    // SAFETY: See above; made by `alloc_mr`.
+    // SAFETY: See above; made by `alloc_mr`, and the core has noted the kind.
     unsafe {
         (*mr.cast::<RawMr>()).pages = 0;
+        if (*mr).type_ == bindings::ib_mr_type_IB_MR_TYPE_SG_GAPS {
+            // Such a device keeps a list of addresses and lengths.
+            (*mr).iova = (*sg).dma_address;
+            (*mr).length = 0;
+            for at in 0..nents as usize {
+                if set_page(mr, 0) != 0 {
+                    return at as c_int;
+                }
+                (*mr).length += u64::from((*sg.add(at)).length);
+            }
+            return nents;
+        }
         bindings::ib_sg_to_pages(mr, sg, nents, offset, Some(set_page))
     }
 }
