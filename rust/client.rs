@@ -248,6 +248,10 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result, attempt
     let rc = result.map_or_else(Error::to_errno, |()| 0);
     trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
     let server = xprt.addr();
+    if rc != 0 && xprt.is_unwanted() {
+        // It was given up, or there is nobody to tell.
+        return;
+    }
     // An attempt in 15 seconds is below the limit of messages, for as long as the server is away.
     let before = xprt.inner().failure.xchg(rc, Relaxed);
     match (result, &lock.conn) {
@@ -276,7 +280,7 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result, attempt
                 inline.recv
             );
         }
-        (Err(e), _) if !xprt.is_unwanted() && rc != before => {
+        (Err(e), _) if rc != before => {
             say!(
                 pr_warn,
                 "cannot connect to server {}{}: {:?}\n",

@@ -313,10 +313,18 @@ impl<P: Protocol> Exposed<P> {
         // them, and `wait`, stay until the last one completed or the queue pair is gone.
         let mut ok = unsafe { domain.post_through_gate(first) };
         if ok {
-            while seconds > 0 && !wait.done.wait_msecs(1000) && !domain.is_quiesced() {
-                seconds = seconds.wrapping_sub(1);
-            }
-            ok = wait.ok.load(Acquire);
+            // When time is up the completion may be half way: `wait.ok` says nothing then, and `wait` has
+            // to stay until nobody completes anything.
+            let ended = loop {
+                if wait.done.wait_msecs(1000) || domain.is_quiesced() {
+                    break true;
+                }
+                seconds = seconds.saturating_sub(1);
+                if seconds == 0 {
+                    break false;
+                }
+            };
+            ok = ended && wait.ok.load(Acquire);
         }
         if !ok {
             domain.fail(Lost::InvalidateFailed);

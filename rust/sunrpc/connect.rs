@@ -165,7 +165,7 @@ unsafe fn give_way<T: ClientTransport>(xprt: &Xprt<T>) {
             if !xprt.is_awaited() {
                 break;
             }
-            bindings::wake_up_bit(state, bindings::XPRT_LOCKED as c_int);
+            xprt.wake_sleepers();
         }
         bindings::clear_bit(bindings::XPRT_CWND_WAIT as usize, state);
     }
@@ -175,8 +175,7 @@ unsafe fn give_way<T: ClientTransport>(xprt: &Xprt<T>) {
     unsafe { xprt.wake_next() };
     drop(guard);
     // That takes the lock for a moment even if there is no task, and wakes nobody who saw it taken.
-    // SAFETY: As above.
-    unsafe { bindings::wake_up_bit(&raw mut (*raw).state, bindings::XPRT_LOCKED as c_int) };
+    xprt.wake_sleepers();
 }
 
 /// Row C105: connects, in the module's queue, with `XPRT_LOCKED` held in the name of the transport.

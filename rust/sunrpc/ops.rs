@@ -85,8 +85,8 @@ impl<T: ClientTransport> Vtable<T> {
 ///
 /// sunrpc calls it, for a transport of ours, with the transport lock held.
 unsafe extern "C" fn release_xprt(raw: *mut bindings::rpc_xprt, task: *mut bindings::rpc_task) {
-    // SAFETY: By the contract of this function. The first one ends with an atomic operation that is a
-    // barrier: who has not seen the lock free by then is found.
+    // SAFETY: By the contract of this function. On amd64 the operation that unlocks is a barrier: who has
+    // not seen the lock free is found.
     unsafe {
         bindings::xprt_release_xprt_cong(raw, task);
         bindings::wake_up_bit(&raw mut (*raw).state, bindings::XPRT_LOCKED as c_int);
@@ -229,6 +229,8 @@ unsafe extern "C" fn release_request<T: ClientTransport>(task: *mut bindings::rp
     }
     // SAFETY: By the contract of this function. The window has become smaller by as much.
     unsafe { bindings::xprt_release_rqst_cong(task) };
+    // That has taken the transport's lock for a moment if there was a task that waits for it.
+    xprt.wake_sleepers();
 }
 
 impl SendError {

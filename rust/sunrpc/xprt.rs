@@ -302,6 +302,7 @@ impl<T: ClientTransport> Core<T> {
                 self.update_window();
                 self.wake_next();
             }
+            self.wake_sleepers();
         }
         drop(guard);
     }
@@ -415,6 +416,17 @@ impl<T: ClientTransport> Core<T> {
     pub(super) fn is_awaited(&self) -> bool {
         // SAFETY: The transport's memory is valid.
         unsafe { waitbit::is_awaited(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED) }
+    }
+
+    /// Wakes whoever sleeps until the transport is not locked, as all have to do who unlocked it (row C123).
+    /// Any context, but the transport is alive.
+    ///
+    /// On amd64 the operation that unlocks is a barrier: who has not seen the lock free is found.
+    pub(super) fn wake_sleepers(&self) {
+        // SAFETY: The transport's memory is valid. CAST: The number of a bit.
+        unsafe {
+            bindings::wake_up_bit(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED as c_int)
+        };
     }
 
     /// Whether an attempt to connect should be given up: nobody uses the transport any more, or somebody
