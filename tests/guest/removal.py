@@ -111,14 +111,18 @@ class Loads:
             job.wait(30 * SLOWNESS)
 
 
+def timed(command, text):
+    """Run commands on one side; how long it took there. (A busy server takes seconds until it begins.)"""
+    words = command(f"read begun rest </proc/uptime; {text}\n"
+                    "read end rest </proc/uptime; echo $begun $end").split()
+    return float(words[-1]) - float(words[-2])
+
+
 def take_away(kind, command):
     """Take the device away; how long that took."""
-    begun = time.monotonic()
-    command(KINDS[kind][0])
     # The device of a network device that goes is taken down by a worker.
-    command(f"for n in $(seq 400); do [ -e /sys/class/infiniband/{RDMA}0 ] || exit 0; sleep 0.1; "
-            "done; exit 1")
-    return time.monotonic() - begun
+    return timed(command, f"({KINDS[kind][0]}) || exit; n=0; while [ -e /sys/class/infiniband/{RDMA}0 ]; do "
+                          "[ $n -lt 400 ] || exit 1; sleep 0.1; n=$((n + 1)); done")
 
 
 def goes_on(loads):
@@ -155,11 +159,8 @@ def leave(where, command):
     if where == "server":
         command("nfsd-down")
     count = f"grep -qx 0 /sys/module/{module}/refcnt"
-    begun, gone = command(
-        f"read begun rest </proc/uptime; for n in $(seq 200); do {count} && break; sleep 0.1; done; "
-        f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit; "
-        "read gone rest </proc/uptime; echo $begun $gone").split()
-    took = float(gone) - float(begun)
+    took = timed(command, f"for n in $(seq 200); do {count} && break; sleep 0.1; done; "
+                          f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit")
     left = command("rdma resource show qp; rdma resource show mr; rdma resource show cm_id")
     equal([line for line in left.splitlines() if f"[{module}]" in line], [], "RDMA objects")
     return took
