@@ -104,6 +104,9 @@ with server_folder("ways") as folder:
     with check("IPv6, link-local with a scope"):
         text = on_server("ip -6 -o addr show dev $NETDEV scope link")
         address = re.search(r"inet6 (fe80:[0-9a-f:]+)/", text).group(1)
+        if os.environ["SERVER_FLAVOUR"] == "rust":
+            # No more than ten messages of a kind come in 30 s.
+            time.sleep(31)
         for vers in ("3", "4.2"):
             proto = options(vers).replace("proto=rdma,", "proto=rdma6,").replace("=tcp", "=tcp6")
             with mounted(vers, opts=proto, server=f"{address}%{NETDEV}") as at:
@@ -115,7 +118,6 @@ with server_folder("ways") as folder:
         run("mount", "-t", "nfs", "-o", proto.replace(f"port={PORT}", "port=20050") + ",retry=0",
             f"[{address}%{NETDEV}]:{EXPORT}", "/mnt/b", ok=False)
         for side, wanted in (
-                (run, rf"connected to server \[{address}%{scope}\]:{PORT} by device {RDMA}0: "),
                 (run, rf"cannot connect to server \[{address}%{scope}\]:20050 by device {RDMA}0: ECONNREFUSED"),
                 (on_server, rf"connection of client \[fe80:[0-9a-f:]+%\d+\]:\d+ by device {RDMA}0: ")):
             if side is on_server and os.environ["SERVER_FLAVOUR"] != "rust" or MODULE != "rpcrdma_rust":
