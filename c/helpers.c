@@ -651,14 +651,26 @@ size_t rpcrdma_rust_helper_svc_addr_len(const struct sockaddr *sa)
 
 /* Work items, and memory that RCU readers may look at */
 
+/*
+ * For lockdep, what has the same function is of one class: a class made here would be that of all work
+ * items of the module. Only the address of the function counts, which goes with the module as its data do.
+ */
+static void set_class(struct work_struct *work)
+{
+	lockdep_init_map(&work->lockdep_map, "(work_completion)rpcrdma_rust",
+			 (struct lock_class_key *)work->func, 0);
+}
+
 void rpcrdma_rust_helper_init_work(struct work_struct *work, work_func_t func)
 {
 	INIT_WORK(work, func);
+	set_class(work);
 }
 
 void rpcrdma_rust_helper_init_delayed_work(struct delayed_work *work, work_func_t func)
 {
 	INIT_DELAYED_WORK(work, func);
+	set_class(&work->work);
 }
 
 void rpcrdma_rust_helper_kfree_rcu_mightsleep(const void *ptr)

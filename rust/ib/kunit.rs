@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn waiting_for_a_fence_that_does_not_end_in_time_ends_the_connection() -> Result {
-        let (_fake, seen, alive, mut conn) = trial()?;
+        let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         let set = take_set(&seen)?;
         let done = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
@@ -297,6 +297,10 @@ mod tests {
         }
         assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::InvalidateFailed));
         // The memory is the peer's to reach as long as there is a queue pair.
+        assert!(!done.wait_msecs(100));
+        assert_eq!(alive.load(Relaxed), 1);
+        // The device may be late, and nobody believes it.
+        fake.complete(fake.sends(), OK);
         assert!(!done.wait_msecs(100));
         assert_eq!(alive.load(Relaxed), 1);
         drop(conn.shutdown());

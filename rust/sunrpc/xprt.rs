@@ -38,6 +38,7 @@ use kernel::{
             AtomicFlag,
             Relaxed, //
         },
+        barrier::smp_mb,
         lock::{
             spinlock::SpinLockBackend,
             Guard,
@@ -421,8 +422,12 @@ impl<T: ClientTransport> Core<T> {
     /// Wakes whoever sleeps until the transport is not locked, as all have to do who unlocked it (row C123).
     /// Any context, but the transport is alive.
     ///
-    /// On amd64 the operation that unlocks is a barrier: who has not seen the lock free is found.
+    /// Who has not seen the lock free is found: what unlocks it comes before the look at the queue.
     pub(super) fn wake_sleepers(&self) {
+        // On amd64 the operation that unlocks is a barrier.
+        if !cfg!(CONFIG_X86_64) {
+            smp_mb();
+        }
         // SAFETY: The transport's memory is valid. CAST: The number of a bit.
         unsafe {
             bindings::wake_up_bit(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED as c_int)
