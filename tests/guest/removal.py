@@ -5,7 +5,8 @@ First each kind of removal many times in a row under one mount; then rounds in w
 removal, and the module is unloaded each time.
 
 removal.py [TIMES [WORD]]: how often in a row each kind of removal, with LONG 50 times, else once; so many
-rounds with unloads on each side, but three at least; only kinds with that word.
+rounds with unloads on each side, but three at least; only kinds with that word, or, with `unload`, only
+those rounds.
 """
 
 import glob
@@ -295,11 +296,12 @@ for command in SIDES.values():
     command(LET_GO)
     for step in KINDS["network device unregistered"]:
         command(step)
-wanted = [kind for kind in KINDS if not sys.argv[2:] or sys.argv[2] in kind]
+word = sys.argv[2] if sys.argv[2:] else ""
+wanted = [kind for kind in KINDS if word in kind or word == "unload"]
 for vers, where in (("3", "client"), ("4.2", "server"),
                     *LONG * (("4.2", "client"), ("3", "server"))):
     # Once around is one check; many times are one for each kind.
-    for kinds in ([wanted] if TIMES == 1 else [[kind] for kind in wanted]):
+    for kinds in ([] if word == "unload" else [wanted] if TIMES == 1 else [[kind] for kind in wanted]):
         removals(vers, where, kinds)
 for vers, where in (("4.2", "client"), ("3", "server"), *LONG * (("3", "client"), ("4.2", "server"))):
     if where in OURS:
