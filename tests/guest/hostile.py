@@ -180,7 +180,7 @@ def keys():
             wait_for(lambda: held, 10, "a call to hold")
             proxy.spoil(procedure, lambda c, call: spoil(c, call, held[0].keys[0]))
             ACTIONS[procedure]()
-            other.result(30)
+            other.result(30 * SLOWNESS)
             honest()
             new = xprt_stats(AT)
             expect(new["bad_reply_count"] > old["bad_reply_count"], "it is not counted")
@@ -251,7 +251,7 @@ def credits():
                 proxy.holding = False
                 proxy.release()
             for call in calls:
-                call.result(60)
+                call.result(60 * SLOWNESS)
             expect(low <= count <= high, f"{count} calls at once")
             honest()
 
@@ -279,7 +279,7 @@ def credits():
             proxy.holding = False
             proxy.release()
         # Calls that wait have XIDs already. One that was not sent has no reply.
-        failed = sum(call.exception(60) is not None for call in calls)
+        failed = sum(call.exception(60 * SLOWNESS) is not None for call in calls)
         unknown = xprt_stats(AT)["bad_xids"] - old["bad_xids"]
         say(f"procedure {first.procedure}: of 16 replies {unknown} were to nothing")
         equal(failed, 0, "calls that believed one")
@@ -416,7 +416,7 @@ def silence():
                 expect(error.errno in (errno.EIO, errno.ETIMEDOUT), f"error {error}")
             else:
                 raise Failed("no error")
-            expect(time.monotonic() - begun < 40, "it took more than 40 s")
+            expect(time.monotonic() - begun < 40 * SLOWNESS, "it took too long")
         finally:
             proxy.holding = False
     with check("umount -f ends what waits"):
@@ -429,8 +429,8 @@ def silence():
             run("umount", "-f", AT, timeout=60, ok=False)
             run("umount", "-f", "-l", AT, timeout=60, ok=False)
             for call in waiting:
-                expect(call.exception(60) is not None, "no error")
-            expect(time.monotonic() - begun < 40, "it took more than 40 s")
+                expect(call.exception(60 * SLOWNESS) is not None, "no error")
+            expect(time.monotonic() - begun < 40 * SLOWNESS, "it took too long")
         finally:
             proxy.holding = False
 
@@ -559,7 +559,7 @@ def given_up():
                 waiting = pool.submit(action)
                 wait_for(lambda: calls, 20, "the call")
                 run("umount", "-f", AT, timeout=60, ok=False)
-                error = waiting.exception(60)
+                error = waiting.exception(60 * SLOWNESS)
                 # NFS writes again what it could not write.
                 expect(error or procedure == WRITE, "no error")
                 equal(proxy.accepted, accepted, "connections made before the access")

@@ -28,7 +28,7 @@ told = []
 
 
 def hostile_options(vers="3", extra="", timeo=20):
-    text = f"vers={vers},proto=rdma,port={HOSTILE},timeo={timeo},retrans=2,noac"
+    text = f"vers={vers},proto=rdma,port={HOSTILE},timeo={timeo * SLOWNESS},retrans=2,noac"
     if vers == "3":
         text += f",nolock,mountproto=tcp,mountaddr={SERVER}"
     return text + ("," + extra if extra else "")
