@@ -17,6 +17,7 @@
  * Loaded before the device has connections, on devices whose DMA addresses are kernel addresses:
  * rxe and siw.
  */
+#include <linux/atomic.h>
 #include <linux/delay.h>
 #include <linux/dma-map-ops.h>
 #include <linux/hashtable.h>
@@ -53,30 +54,22 @@ static const char *const names[VERBS] = {
 	"map_mr_sg", "map", "memory", "sysctl",
 };
 
+/* Without a lock: for lockdep, who asks in a probe asks in an NMI. */
 static struct {
 	/* Calls that pass, then calls that fail. */
-	long skip, times;
+	atomic_long_t skip, times;
 	/* Calls that there were, and that failed. */
-	unsigned long seen, failed;
+	atomic_long_t seen, failed;
 } verbs[VERBS];
-static DEFINE_SPINLOCK(lock);
 
 static bool fails(enum verb verb)
 {
-	unsigned long flags;
-	bool fail = false;
-
-	spin_lock_irqsave(&lock, flags);
-	verbs[verb].seen++;
-	if (verbs[verb].skip) {
-		verbs[verb].skip--;
-	} else if (verbs[verb].times) {
-		verbs[verb].times--;
-		verbs[verb].failed++;
-		fail = true;
-	}
-	spin_unlock_irqrestore(&lock, flags);
-	return fail;
+	atomic_long_inc(&verbs[verb].seen);
+	if (atomic_long_dec_if_positive(&verbs[verb].skip) >= 0 ||
+	    atomic_long_dec_if_positive(&verbs[verb].times) < 0)
+		return false;
+	atomic_long_inc(&verbs[verb].failed);
+	return true;
 }
 
 static int set_fail(const char *val, const struct kernel_param *kp)
@@ -90,12 +83,13 @@ static int set_fail(const char *val, const struct kernel_param *kp)
 	n = match_string(names, VERBS, name);
 	if (n < 0)
 		return n;
-	spin_lock_irq(&lock);
-	verbs[n].skip = skip;
-	verbs[n].times = times;
-	verbs[n].seen = 0;
-	verbs[n].failed = 0;
-	spin_unlock_irq(&lock);
+	atomic_long_set(&verbs[n].times, 0);
+	atomic_long_set(&verbs[n].skip, skip);
+	atomic_long_set(&verbs[n].seen, 0);
+	atomic_long_set(&verbs[n].failed, 0);
+	/* Who sees this sees what is above. */
+	smp_wmb();
+	atomic_long_set(&verbs[n].times, times < 0 ? LONG_MAX : times);
 	return 0;
 }
 
@@ -104,7 +98,8 @@ static int get_fail(char *buf, const struct kernel_param *kp)
 	int n, len = 0;
 
 	for (n = 0; n < VERBS; n++)
-		len += sysfs_emit_at(buf, len, "%s %lu %lu\n", names[n], verbs[n].seen, verbs[n].failed);
+		len += sysfs_emit_at(buf, len, "%s %ld %ld\n", names[n], atomic_long_read(&verbs[n].seen),
+				     atomic_long_read(&verbs[n].failed));
 	return len;
 }
 
