@@ -6,6 +6,7 @@ they were afterwards.
 """
 
 import shutil
+import time
 
 from lib import *
 
@@ -23,7 +24,7 @@ TREE, LAYER = "/tmp/use", "/run/use"
 
 def use(word, destdir="", ok=True):
     # depmod takes its time.
-    return run("env", f"DESTDIR={destdir}", f"{TREE}/scripts/use", word, ok=ok, timeout=200)
+    return run("env", f"DESTDIR={destdir}", f"{TREE}/scripts/use", word, ok=ok, timeout=300)
 
 
 def refused(word, *texts):
@@ -102,10 +103,11 @@ def fallback(*words):
     """Each name loads the kernel's module, and the kernel log tells why."""
     for name in NAMES:
         nothing_loaded()
-        run("dmesg", "--clear")
+        mark = f"{name} is asked for, {time.monotonic_ns()}"
+        kernel_log(mark)
         run("modprobe", "-q", name)
         equal(loaded(), KERNELS, f"loaded for {name}")
-        lines = [line for line in run("dmesg").splitlines() if "rpcrdma-rust: " in line]
+        lines = [line for line in run("dmesg").partition(mark)[2].splitlines() if "rpcrdma-rust: " in line]
         equal(len(lines), 1, "lines in the kernel log")
         for part in (*words, "kernel's own rpcrdma is used", f"make KVER={os.uname().release}"):
             expect(part in lines[0], f"it does not say {part!r}: {lines[0]}")
@@ -136,7 +138,7 @@ def machine():
             f"lowerdir={MODULES},upperdir={LAYER}/upper,workdir={LAYER}/work", "overlay", MODULES)
         last.callback(run, "umount", MODULES)
         # The guest's modules were listed by the host's depmod, which may know of fewer lists.
-        run("depmod", timeout=200)
+        run("depmod", timeout=300)
         last.callback(nothing_loaded)
         last.callback(unused)
         last.callback(lambda: on_server("nfsd-down"))
@@ -146,7 +148,7 @@ def machine():
 
 def all_checks():
     before = files(MODULES, "/etc/modprobe.d")
-    with check("install copies, and loads nothing; the kernel's own module is chosen", 300):
+    with check("install copies, and loads nothing; the kernel's own module is chosen", 400):
         say(use("install"))
         equal(loaded(), set(), "loaded")
         new = files(MODULES, "/etc/modprobe.d") - before
@@ -217,7 +219,7 @@ def all_checks():
         fallback("could not insert 'rpcrdma_rust': Exec format error")
     with check("a kernel without ours: each name loads the kernel's own, and the log says why", 300):
         os.unlink(KO)
-        run("depmod", timeout=200)
+        run("depmod", timeout=300)
         use("ours", "/")
         fallback(f"Module rpcrdma_rust not found in directory {MODULES}")
         kernel_asks(KERNELS)
@@ -249,7 +251,7 @@ def all_checks():
         os.makedirs(f"{folder}/kernel")
         for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
             shutil.copy(f"{MODULES}/{name}", folder)
-        run("depmod", "-b", root, os.uname().release)
+        run("depmod", "-b", root, os.uname().release, timeout=300)
         os.makedirs(f"{root}/etc/modprobe.d")
         bare = files(root)
         use("install", root)
