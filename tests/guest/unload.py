@@ -109,7 +109,7 @@ if MODULE == "rpcrdma_rust":
                      ("no_server", "rdma"), ("no_sysctls", ""), ("no_device", MODULE)], "order")
     with check("without the server's tunables it does not load; without the client's it does"):
         if not os.path.exists(SHIM):
-            raise Skip("tests/shim is for the stock kernel")
+            raise Skip("tests/shim is not built for this kernel")
         shell(run, "insmod " + SHIM)
         try:
             fail(run, "sysctl", 0)
