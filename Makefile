@@ -6,6 +6,7 @@
 # make update          look up the newest kernel again; `make` remembers what it found
 # make check           formatting, clippy, and which code may be unsafe
 # make install         as root: into /lib/modules; `scripts/use ours` then makes the kernel load it
+# make uninstall       as root: remove what that has left, for all kernels
 # make demo|test|bench
 # make soak HOURS=2    random work and accidents, our module on both ends; SEED= repeats one
 # make parity         which rows of Documentation/parity.md no test vouches for
@@ -31,8 +32,8 @@ update:
 check:
 	@scripts/check $(target)
 
-install:
-	@scripts/use install
+install uninstall:
+	@scripts/use $@
 
 demo:
 	@scripts/demo
@@ -69,4 +70,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install demo test test-long debug kcsan test-debug soak bench parity clean distclean
+.PHONY: all update check install uninstall demo test test-long debug kcsan test-debug soak bench parity clean distclean
