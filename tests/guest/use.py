@@ -22,7 +22,8 @@ TREE, LAYER = "/tmp/use", "/run/use"
 
 
 def use(word, destdir="", ok=True):
-    return run("env", f"DESTDIR={destdir}", f"{TREE}/scripts/use", word, ok=ok)
+    # depmod reads all modules.
+    return run("env", f"DESTDIR={destdir}", f"{TREE}/scripts/use", word, ok=ok, timeout=300)
 
 
 def refused(word, *texts):
@@ -197,7 +198,7 @@ def all_checks():
         fallback("could not insert 'rpcrdma_rust'")
     with check("a kernel without ours: each name loads the kernel's own, and the log says why"):
         os.unlink(KO)
-        run("depmod")
+        run("depmod", timeout=300)
         fallback(f"Module rpcrdma_rust not found in directory {MODULES}")
         kernel_asks(KERNELS)
         expect("rpcrdma_rust is not installed for" in use("status"), use("status"))
@@ -226,7 +227,7 @@ def all_checks():
         os.makedirs(f"{folder}/kernel")
         for name in ("modules.order", "modules.builtin", "modules.builtin.modinfo"):
             shutil.copy(f"{MODULES}/{name}", folder)
-        run("depmod", "-b", root, os.uname().release)
+        run("depmod", "-b", root, os.uname().release, timeout=300)
         os.makedirs(f"{root}/etc/modprobe.d")
         bare = files(root)
         use("install", root)
