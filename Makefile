@@ -10,10 +10,10 @@
 # make demo|test|bench
 # make soak HOURS=2    random work and accidents, our module on both ends; SEED= repeats one
 # make parity         which rows of Documentation/parity.md no test vouches for
-# make test-long       all guest tests in all pairings of modules: hours on a small machine
+# make test-long       what tests/run has a letter or a + for: more files and pairings, hours on a small machine
 # make debug           build a debug kernel (once, more than 10 minutes) and the module for it
 # make kcsan           the same of a kernel that looks for data races
-# make test-debug      the guest tests of `make test` on it, over rxe and siw
+# make test-debug      the guest tests of `make test` and some for it alone, over rxe and siw
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
 

@@ -37,7 +37,13 @@ use crate::{
         Params,
         Spare, //
     },
-    rt::ratelimit::say,
+    rt::{
+        clock::{
+            jiffies,
+            HZ, //
+        },
+        ratelimit::say, //
+    },
     sunrpc::{
         BcReply,
         ClientStats,
@@ -81,8 +87,8 @@ const MIN_REQUESTS: u32 = 1;
 /// How long a peer may take to accept a connection, in milliseconds (row X46).
 const CONNECT_MSECS: u32 = 30_000;
 
-/// How often in a row memory of calls may lack room to be mapped, until a call fails: ten seconds or less.
-const MAX_SHORTAGES: u32 = 40;
+/// After how long without room to map the memory of a call that is told, again and again, in jiffies.
+const SHORTAGE: usize = 10 * HZ;
 
 /// One client transport.
 #[pin_data]
@@ -100,8 +106,8 @@ pub(crate) struct Locked {
     conn: Option<Conn<Endpoint>>,
     /// Of the connection before, or of an attempt to connect.
     spare: Option<Spare>,
-    /// How often in a row there was no room to map the memory of a call.
-    shortages: u32,
+    /// Since when there has been no room to map the memory of a call, or since that was told; in jiffies.
+    short: Option<usize>,
 }
 
 impl ClientTransport for Rdma {
@@ -173,7 +179,7 @@ impl ClientTransport for Rdma {
         if let Err(e) = result {
             marshal::trace_failure(conn, rqst, e);
         }
-        let result = bounded(xprt, lock, result);
+        note_shortage(xprt, lock, &result);
         wait_for_room(xprt, lock, result)
     }
 
@@ -293,29 +299,27 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result, attempt
     }
 }
 
-/// A lack of room to map memory that does not pass is an error (row C58).
-fn bounded(
-    xprt: &Xprt<Rdma>,
-    lock: &mut SendLock<'_, Rdma>,
-    result: Result<(), SendError>,
-) -> Result<(), SendError> {
+/// Tells of a lack of room to map memory that does not pass (row C58).
+///
+/// It is not an error: room comes back with the replies to other calls, of whatever connection, and those
+/// may take as long as their server likes. A call that may fail for that has a time limit in sunrpc.
+fn note_shortage(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>, result: &Result<(), SendError>) {
     if !matches!(result, Err(SendError::NoBufs)) {
-        lock.shortages = 0;
-        return result;
+        lock.short = None;
+        return;
     }
-    lock.shortages = lock.shortages.saturating_add(1);
-    if lock.shortages < MAX_SHORTAGES {
-        return result;
+    let now = jiffies();
+    if now.wrapping_sub(*lock.short.get_or_insert(now)) < SHORTAGE {
+        return;
     }
-    lock.shortages = 0;
+    lock.short = Some(now);
     let device = lock.conn.as_ref().map(|conn| conn.proto().device);
     say!(
         pr_warn,
-        "server {}{}: there is no room to map the memory of a call, which fails\n",
+        "server {}{}: no room to map the memory of a call, which waits\n",
         xprt.addr().text(),
         ByDevice(device)
     );
-    Err(SendError::Io)
 }
 
 /// Prepares for [`SendError::Again`]: the transport is told to wait, and woken when that is over

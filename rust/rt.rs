@@ -4,6 +4,7 @@
 //!
 //! Nothing here knows about RDMA or RPC.
 
+pub(crate) mod clock;
 pub(crate) mod completion;
 pub(crate) mod cstr;
 pub(crate) mod delayed;

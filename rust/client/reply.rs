@@ -47,13 +47,17 @@ pub(super) struct Reply {
 pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<Endpoint>) {
     let xprt = &endpoint.xprt;
     xprt.note_traffic();
-    let Some((fixed, rqst)) = request_of(endpoint, &msg) else {
-        // With it a key of another request, maybe, became invalid (row X15). If it is nobody's, this is
-        // the reply to a call that was given up, and came late.
-        if msg.has_invalidated() && !msg.has_invalidated_idle() {
-            violation(endpoint);
+    let (fixed, rqst) = match request_of(endpoint, &msg) {
+        Ok(found) => found,
+        Err(nobody) => {
+            // With it a key of another request, maybe, became invalid (row X15). A key of a call that was
+            // given up is nobody's, or just about to be.
+            let excused = matches!(nobody, Nobody::Late) || msg.has_invalidated_idle();
+            if msg.has_invalidated() && !excused {
+                violation(endpoint);
+            }
+            return;
         }
-        return;
     };
     endpoint.grant(fixed.credits);
 
@@ -78,15 +82,26 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     }
 }
 
+/// Why a message is for no RPC.
+enum Nobody {
+    /// It is the reply to one that was given up.
+    Late,
+    /// It is no reply, or one to nothing.
+    Stray,
+}
+
 /// The RPC that a message is the reply to. Else the message is dealt with.
-fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, PinnedRqst<Rdma>)> {
+fn request_of(
+    endpoint: &Endpoint,
+    msg: &RxMsg<Endpoint>,
+) -> Result<(Fixed, PinnedRqst<Rdma>), Nobody> {
     // Row W42: too short to name an RPC, or of another version.
     let Some((fixed, _)) = Fixed::decode(msg.bytes())
         .ok()
         .filter(|(fixed, _)| fixed.version == wire::VERSION)
     else {
         not_ours(endpoint, msg);
-        return None;
+        return Err(Nobody::Stray);
     };
     if wire::is_backward_call(msg.bytes()) {
         // No reply looks like this, whatever its XID. Without a service there is no answer.
@@ -95,16 +110,16 @@ fn request_of(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) -> Option<(Fixed, Pinn
         } else {
             endpoint.stats.bad_reply.inc();
         }
-        return None;
+        return Err(Nobody::Stray);
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
-        endpoint.xprt.late_reply(fixed.xid);
+        let is_late = endpoint.xprt.late_reply(fixed.xid);
         let peer = || endpoint.xprt.traced();
         trace::xprtrdma_reply_rqst_err(|| (peer(), fixed.xid, fixed.version, fixed.proc));
-        return None;
+        return Err(if is_late { Nobody::Late } else { Nobody::Stray });
     };
     trace::xprtrdma_reply(|| (rqst.traced(), fixed.xid, fixed.credits));
-    Some((fixed, rqst))
+    Ok((fixed, rqst))
 }
 
 /// A message without an XID that could be relied on.

@@ -288,12 +288,13 @@ impl<S: Service> Shared<S> {
             let entries = self.posted_ops.iter();
             entries.filter_map(|entry| NonNull::new(entry.load(Relaxed)))
         };
+        // Handlers that found the queue pair have returned after this. Later ones do nothing. One may have
+        // taken an operation off the list, and not be done with it: soft iWARP completes some after the drain.
+        smp_mb();
+        send_cq.flush();
         if posted().next().is_none() {
             return;
         }
-        // Handlers that found the queue pair have returned after this. Later ones do nothing.
-        smp_mb();
-        send_cq.flush();
         let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
         attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
         // CAST: A low bit.

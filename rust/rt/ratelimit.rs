@@ -2,7 +2,10 @@
 
 //! Messages for the kernel log that somebody else can cause: not more than a few at a time.
 
-use crate::bindings;
+use super::clock::{
+    jiffies,
+    HZ, //
+};
 use kernel::sync::atomic::{
     Atomic,
     Relaxed, //
@@ -12,7 +15,7 @@ use kernel::sync::atomic::{
 const BURST: u32 = 10;
 
 /// The length of an interval, in jiffies.
-const INTERVAL: usize = 30 * bindings::HZ;
+const INTERVAL: usize = 30 * HZ;
 
 /// Counts the messages of one place in the code.
 pub(crate) struct RateLimit {
@@ -34,8 +37,7 @@ impl RateLimit {
     /// When an interval begins, some of those who race with that count in the one before.
     #[cold]
     pub(crate) fn pass(&self) -> Option<u32> {
-        // SAFETY: The function only reads the clock.
-        let now = unsafe { bindings::jiffies_now() };
+        let now = jiffies();
         let begun = self.begun.load(Relaxed);
         let mut missed = 0;
         if now.wrapping_sub(begun) >= INTERVAL && self.begun.cmpxchg(begun, now, Relaxed).is_ok() {

@@ -5,7 +5,25 @@
 //! C header: [include/linux/wait_bit.h](srctree/include/linux/wait_bit.h)
 
 use crate::bindings;
-use kernel::prelude::*;
+use kernel::{
+    prelude::*,
+    sync::barrier::smp_mb, //
+};
+
+/// Wakes those who sleep until this bit is cleared, after it was. Any context.
+///
+/// # Safety
+///
+/// `word` is a word of bits that stays for the call.
+pub(crate) unsafe fn wake(word: *mut c_ulong, bit: u32) {
+    // Who has not seen the bit cleared is found: that comes before the look at the queue. On amd64 the
+    // operation that clears it is a barrier.
+    if !cfg!(CONFIG_X86_64) {
+        smp_mb();
+    }
+    // SAFETY: By the contract of this function. CAST: There are 64 bits.
+    unsafe { bindings::wake_up_bit(word, bit as c_int) };
+}
 
 /// Whether somebody sleeps until this bit is cleared. Any context.
 ///

@@ -15,6 +15,10 @@ use super::{
 use crate::{
     bindings,
     rt::{
+        clock::{
+            jiffies,
+            HZ, //
+        },
         err,
         queue, //
     },
@@ -27,14 +31,14 @@ use kernel::{
 };
 
 /// Row C9: the first delay between two attempts to connect, in jiffies.
-pub(super) const INIT_REESTABLISH: usize = 5 * bindings::HZ;
+pub(super) const INIT_REESTABLISH: usize = 5 * HZ;
 
 /// How far attempts are apart after the first failure, in jiffies: as long as sunrpc waits before it
 /// asks again when a server refuses, so that a quick restart of a server costs no more than that.
-const FIRST_RETRY: usize = 3 * bindings::HZ;
+const FIRST_RETRY: usize = 3 * HZ;
 
 /// After how long a delayed attempt to connect looks whether anybody still wants it, in jiffies.
-const MAX_STEP: usize = bindings::HZ / 2;
+const MAX_STEP: usize = HZ / 2;
 
 /// Notes, for the back-off, how the connection has fared that is gone now.
 pub(super) fn settle<T: ClientTransport>(core: &Core<T>) {
@@ -48,14 +52,9 @@ pub(super) fn settle<T: ClientTransport>(core: &Core<T>) {
     }
 }
 
-fn jiffies() -> usize {
-    // SAFETY: The function only reads the clock.
-    unsafe { bindings::jiffies_now() }
-}
-
 /// The most that attempts to connect are apart, in jiffies: a server that was away for long is found
 /// soon after it is back.
-const LAST_RETRY: usize = 15 * bindings::HZ;
+const LAST_RETRY: usize = 15 * HZ;
 
 /// Row X22: how long to wait before an attempt to connect, in jiffies. After a failure, or a
 /// connection that was of no use, attempts start at least `reestablish_timeout` apart, which doubles

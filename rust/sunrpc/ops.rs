@@ -30,7 +30,8 @@ use crate::{
     bindings,
     rt::{
         err,
-        ratelimit::say, //
+        ratelimit::say,
+        waitbit, //
     },
     trace, //
 };
@@ -40,7 +41,11 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::atomic::Relaxed, //
+    sync::atomic::{
+        Atomic,
+        Full,
+        Relaxed, //
+    }, //
 };
 
 /// The table for transports of type `T`.
@@ -49,7 +54,7 @@ pub(super) struct Vtable<T>(PhantomData<T>);
 impl<T: ClientTransport> Vtable<T> {
     /// Exactly the functions of row C25.
     pub(super) const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
-        reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
+        reserve_xprt: Some(reserve_xprt),
         release_xprt: Some(release_xprt),
         release_request: Some(release_request::<T>),
         wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
@@ -78,18 +83,40 @@ impl<T: ClientTransport> Vtable<T> {
     };
 }
 
+/// Locks the transport for a task. Where there is no credit, sunrpc locks it for a moment, and wakes nobody
+/// who has seen that (row C123).
+///
+/// # Safety
+///
+/// sunrpc calls it, for a transport of ours, with the transport lock held.
+pub(super) unsafe extern "C" fn reserve_xprt(
+    raw: *mut bindings::rpc_xprt,
+    task: *mut bindings::rpc_task,
+) -> c_int {
+    // SAFETY: By the contract of this function.
+    unsafe {
+        let got = bindings::xprt_reserve_xprt_cong(raw, task);
+        if got == 0 {
+            waitbit::wake(&raw mut (*raw).state, bindings::XPRT_LOCKED);
+        }
+        got
+    }
+}
+
 /// Unlocks the transport, and wakes whoever sleeps until it is not locked (row C123): sunrpc does that when
 /// a connection was made, or closed, only.
 ///
 /// # Safety
 ///
 /// sunrpc calls it, for a transport of ours, with the transport lock held.
-unsafe extern "C" fn release_xprt(raw: *mut bindings::rpc_xprt, task: *mut bindings::rpc_task) {
-    // SAFETY: By the contract of this function. On amd64 the operation that unlocks is a barrier: who has
-    // not seen the lock free is found.
+pub(super) unsafe extern "C" fn release_xprt(
+    raw: *mut bindings::rpc_xprt,
+    task: *mut bindings::rpc_task,
+) {
+    // SAFETY: By the contract of this function.
     unsafe {
         bindings::xprt_release_xprt_cong(raw, task);
-        bindings::wake_up_bit(&raw mut (*raw).state, bindings::XPRT_LOCKED as c_int);
+        waitbit::wake(&raw mut (*raw).state, bindings::XPRT_LOCKED);
     }
 }
 
@@ -265,8 +292,26 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
             }
             err::enotconn().to_errno()
         }
+        Err(error @ (SendError::Io | SendError::MsgSize)) => {
+            // sunrpc would fail the task that has the lock, which may be another one's, and come back with
+            // this request. It is sent as far as sunrpc is concerned, which wakes its task.
+            // SAFETY: The pinned request keeps its task.
+            unsafe { fail_task((*rqst).rq_task, error.errno()) };
+            0
+        }
         Err(error) => error.errno().to_errno(),
     }
+}
+
+/// Ends an RPC with this error as soon as its task runs; not if it is to end already.
+///
+/// # Safety
+///
+/// The task is alive.
+pub(super) unsafe fn fail_task(task: *mut bindings::rpc_task, error: Error) {
+    // SAFETY: By the contract of this function. sunrpc changes the field like this too.
+    let status = unsafe { Atomic::<i32>::from_ptr(&raw mut (*task).tk_rpc_status) };
+    let _ = status.cmpxchg(0, error.to_errno(), Full);
 }
 
 /// # Safety

@@ -6,7 +6,13 @@ use super::{
     xprt::Xprt,
     ClientTransport, //
 };
-use crate::bindings;
+use crate::{
+    bindings,
+    rt::clock::{
+        jiffies,
+        HZ, //
+    }, //
+};
 use kernel::{
     prelude::*,
     sync::atomic::Relaxed, //
@@ -62,8 +68,7 @@ pub(super) unsafe extern "C" fn print<T: ClientTransport>(
     // SAFETY: The numbers are read while they may change, as everywhere in sunrpc.
     let (stat, last_used) = unsafe { ((*raw).stat, (*raw).last_used) };
     let idle = if xprt.is_connected() {
-        // SAFETY: The function only reads the clock.
-        unsafe { bindings::jiffies_now() }.wrapping_sub(last_used) / bindings::HZ
+        jiffies().wrapping_sub(last_used) / HZ
     } else {
         0
     };

@@ -239,9 +239,12 @@ impl<T: ClientTransport> Core<T> {
     pub(crate) fn write_space(&self) {
         // Pairs with the barrier in `wait_for_buffer_space`: sunrpc looks at its flag without any,
         // and whoever set the flag must see the resource.
-        kernel::sync::barrier::smp_mb();
+        smp_mb();
         // SAFETY: The transport's memory is valid.
-        unsafe { bindings::xprt_write_space(self.raw()) };
+        if unsafe { bindings::xprt_write_space(self.raw()) } {
+            // That takes the lock for a moment if there is no task, and wakes nobody who saw it taken.
+            self.wake_sleepers();
+        }
     }
 
     /// To be called before a Send fails with [`super::SendError::Again`]; then look at the resource
@@ -249,7 +252,7 @@ impl<T: ClientTransport> Core<T> {
     pub(crate) fn wait_for_buffer_space(&self) {
         // SAFETY: The transport's memory is valid.
         unsafe { bindings::xprt_wait_for_buffer_space(self.raw()) };
-        kernel::sync::barrier::smp_mb();
+        smp_mb();
     }
 
     /// Row C91: the server grants this many credits.
@@ -283,8 +286,8 @@ impl<T: ClientTransport> Core<T> {
     }
 
     /// A reply with this XID (in host order) has come that nobody waits for: to a call that was given up,
-    /// if there is one.
-    pub(crate) fn late_reply(&self, xid: u32) {
+    /// if there is one. Returns whether there is.
+    pub(crate) fn late_reply(&self, xid: u32) -> bool {
         let own = &self.own;
         let guard = self.lock_transport();
         // It may be just about to be given up.
@@ -294,6 +297,7 @@ impl<T: ClientTransport> Core<T> {
             slot.in_flight.load(Relaxed) && unsafe { (*slot.rqst()).rq_xid } == xid.to_be()
         });
         let given_up = own.given_up.load(Relaxed);
+        let expected = leaving.is_some() || given_up != 0;
         if let Some(slot) = leaving {
             slot.in_flight.store(false, Relaxed);
         } else if given_up != 0 {
@@ -306,6 +310,7 @@ impl<T: ClientTransport> Core<T> {
             self.wake_sleepers();
         }
         drop(guard);
+        expected
     }
 
     /// Wakes the next task that waits for a credit, if there is one now: sunrpc does so when somebody
@@ -422,16 +427,9 @@ impl<T: ClientTransport> Core<T> {
     /// Wakes whoever sleeps until the transport is not locked, as all have to do who unlocked it (row C123).
     /// Any context, but the transport is alive.
     ///
-    /// Who has not seen the lock free is found: what unlocks it comes before the look at the queue.
     pub(super) fn wake_sleepers(&self) {
-        // On amd64 the operation that unlocks is a barrier.
-        if !cfg!(CONFIG_X86_64) {
-            smp_mb();
-        }
-        // SAFETY: The transport's memory is valid. CAST: The number of a bit.
-        unsafe {
-            bindings::wake_up_bit(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED as c_int)
-        };
+        // SAFETY: The transport's memory is valid.
+        unsafe { waitbit::wake(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED) };
     }
 
     /// Whether an attempt to connect should be given up: nobody uses the transport any more, or somebody

@@ -8,7 +8,7 @@ spoil one reply. What the client makes of it is one of these:
 """
 
 from events import *
-from shim import fail, shim
+from shim import fail, shim, shim_set
 from spoil import *
 
 
@@ -512,13 +512,19 @@ def given_up():
         proxy.spoil(procedure, lambda connection, call: calls.append(call))
         return calls
 
-    def killed_ls():
-        """READDIRPLUS, which the server keeps, of a process that is no more; and the directory."""
-        calls, accepted = held(READDIRPLUS), proxy.accepted
+    def ls():
+        """READDIRPLUS, which the server keeps: the calls, who makes it, and the directory."""
+        calls = held(READDIRPLUS)
         path = f"{FOLDER}/d{next(folders)}"
         on_server(f"cd {EXPORT} && mkdir {path} && cd {path} && touch a b c")
         job = subprocess.Popen(["ls", f"{AT}/{path}"], stdout=subprocess.DEVNULL)
         wait_for(lambda: calls, 20, "the call")
+        return calls, job, path
+
+    def killed_ls():
+        """The same, of a process that is no more: the call, and the directory."""
+        accepted = proxy.accepted
+        calls, job, path = ls()
         job.kill()
         job.wait(20 * SLOWNESS)
         equal(proxy.accepted, accepted, "connections made before the access")
@@ -545,6 +551,29 @@ def given_up():
         result = proxy.order(lambda: proxy.connection.send(header(call.xid) + bytes(12), call.keys[0]))
         equal(result, None, "sending")
         equal(sorted(os.listdir(path)), ["a", "b", "c"], "names")
+        after = xprt_stats(AT)
+        for field, more in (("bad_xids", 1), ("bad_reply_count", 0), ("connect_count", 0)):
+            equal(after[field] - before[field], more, field)
+        honest()
+    with shim(run), through_proxy(), check("ls is killed: its reply comes with an invalidation when its memory "
+                                           "is about to be invalidated, and does no harm"):
+        fetch()
+        before = xprt_stats(AT)
+        calls, job, path = ls()
+        shim_set(run, "hold", 1)
+        try:
+            job.kill()
+            wait_for(lambda: xprt_stats(AT)["local_inv_needed"] > before["local_inv_needed"], 20,
+                     "its memory is to be invalidated")
+            time.sleep(0.5)
+            expect(job.poll() is None, "its memory is invalid already")
+            call, = calls
+            proxy.order(lambda: proxy.connection.send(header(call.xid) + bytes(12), call.keys[0]))
+            wait_for(lambda: xprt_stats(AT)["bad_xids"] > before["bad_xids"], 20, "the reply is seen")
+        finally:
+            shim_set(run, "hold", 0)
+        job.wait(20 * SLOWNESS)
+        equal(sorted(os.listdir(f"{AT}/{path}")), ["a", "b", "c"], "names")
         after = xprt_stats(AT)
         for field, more in (("bad_xids", 1), ("bad_reply_count", 0), ("connect_count", 0)):
             equal(after[field] - before[field], more, field)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Many processes at once at the same files: each file-system stressor of stress-ng, and dbench.
+"""Many processes at once at the same files: file-system stressors of stress-ng, and dbench. Which ones, and
+which are left out and why, is said at STRESSORS.
 
 stress-ng looks at what it reads again where it can (--verify). What does not work over NFS with the C
 transport either is named here with its reason, and has to go wrong: the yardstick is this file itself

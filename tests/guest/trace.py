@@ -141,8 +141,9 @@ def client():
         for text in attempts:
             expect(text.startswith(f"peer=[{SERVER}]:{CLOSED} rc=-111 "), text)
         lines = [l for l in log(run) if f"{SERVER}:{CLOSED}" in l]
-        wanted = f"cannot connect to server {SERVER}:{CLOSED} by device {RDMA}0: ECONNREFUSED"
-        expect(lines and wanted in lines[0], f"messages: {log(run)}")
+        wanted = f"cannot connect to server {SERVER}:{CLOSED} by device {RDMA}0: "
+        # The debug kernel does not know names of errors.
+        expect(lines and lines[0].partition(wanted)[2] in ("ECONNREFUSED", "Error(111)"), f"messages: {log(run)}")
         expect(len(lines) <= min(10, len(attempts)), f"{len(lines)} messages")
 
     with check("a connection that is lost is reported: who, which device, why"), mounted("4.2") as at:
@@ -174,10 +175,14 @@ def client():
             wait_for(lambda: xprt_stats(at)["connect_count"] > before, 60, "another connection")
         device = f"device={RDMA}0"
         names = [e.name for e in events if e.name.startswith("rpcrdma_client") and device in e.text]
-        order = ["rpcrdma_client_remove_one", "rpcrdma_client_wait_on", "rpcrdma_client_unregister",
-                 "rpcrdma_client_completion", "rpcrdma_client_remove_one_done", "rpcrdma_client_add_one",
+        order = ["rpcrdma_client_remove_one", "rpcrdma_client_unregister", "rpcrdma_client_completion",
+                 "rpcrdma_client_remove_one_done", "rpcrdma_client_add_one",
                  "rpcrdma_client_register"]
         say(names)
+        # What it waits for may be over before it does.
+        waits = names.index("rpcrdma_client_wait_on")
+        expect(0 < waits < names.index("rpcrdma_client_completion"), "it waits too early, or too late")
+        del names[waits]
         equal(names, order, "events of the device")
         texts = of(events, "xprtrdma_device_removal")
         equal(texts, [f"device {RDMA}0 to be removed, disconnecting {SERVER}:{PORT}"], "its text")

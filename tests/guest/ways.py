@@ -118,7 +118,8 @@ with server_folder("ways") as folder:
         run("mount", "-t", "nfs", "-o", proto.replace(f"port={PORT}", "port=20050") + ",retry=0",
             f"[{address}%{NETDEV}]:{EXPORT}", "/mnt/b", ok=False)
         for side, wanted in (
-                (run, rf"cannot connect to server \[{address}%{scope}\]:20050 by device {RDMA}0: ECONNREFUSED"),
+                (run, rf"cannot connect to server \[{address}%{scope}\]:20050 by device {RDMA}0: "
+                      r"(ECONNREFUSED|Error\(111\))"),
                 (on_server, rf"connection of client \[fe80:[0-9a-f:]+%\d+\]:\d+ by device {RDMA}0: ")):
             if side is on_server and os.environ["SERVER_FLAVOUR"] != "rust" or MODULE != "rpcrdma_rust":
                 continue

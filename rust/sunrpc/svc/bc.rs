@@ -30,6 +30,7 @@ use crate::{
     },
     sunrpc::{
         addr,
+        ops,
         xclass::{
             Class,
             Registration, //
@@ -77,8 +78,9 @@ struct Vtable<T>(PhantomData<T>);
 
 impl<T: ServerTransport> Vtable<T> {
     const OPS: bindings::rpc_xprt_ops = bindings::rpc_xprt_ops {
-        reserve_xprt: Some(bindings::xprt_reserve_xprt_cong),
-        release_xprt: Some(bindings::xprt_release_xprt_cong),
+        // Whoever wants to take such a transport out by sysfs is not left asleep.
+        reserve_xprt: Some(ops::reserve_xprt),
+        release_xprt: Some(ops::release_xprt),
         alloc_slot: Some(bindings::xprt_alloc_slot),
         free_slot: Some(bindings::xprt_free_slot),
         release_request: Some(bindings::xprt_release_rqst_cong),
@@ -218,8 +220,12 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
     unsafe { bindings::memalloc_nofs_restore(flags) };
     match sent {
         Ok(()) => 0,
-        // This call is too long; others are not.
-        Err(e) if e == err::emsgsize() => e.to_errno(),
+        Err(e) if e == err::emsgsize() => {
+            // This call is too long; others are not, one of which may be that of the task that has the lock.
+            // SAFETY: The request is pinned, and keeps its task.
+            unsafe { ops::fail_task((*rqst).rq_task, e) };
+            0
+        }
         Err(_) => {
             // SAFETY: As above.
             unsafe { bindings::svc_xprt_deferred_close(raw) };

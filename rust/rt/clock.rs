@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The kernel's coarse clock, which wraps.
+//!
+//! C header: [include/linux/jiffies.h](srctree/include/linux/jiffies.h)
+
+use crate::bindings;
+
+/// Jiffies in a second.
+pub(crate) const HZ: usize = bindings::HZ;
+
+/// The time, in jiffies. Any context.
+pub(crate) fn jiffies() -> usize {
+    // SAFETY: The function only reads the clock.
+    unsafe { bindings::jiffies_now() }
+}
