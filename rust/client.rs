@@ -87,7 +87,7 @@ const MIN_REQUESTS: u32 = 1;
 /// How long a peer may take to accept a connection, in milliseconds (row X46).
 const CONNECT_MSECS: u32 = 30_000;
 
-/// After how long without room to map the memory of a call that is told, again and again, in jiffies.
+/// While there is no room to map the memory of a call, the log says so this often, in jiffies.
 const SHORTAGE: usize = 10 * HZ;
 
 /// One client transport.

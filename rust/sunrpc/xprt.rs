@@ -286,7 +286,7 @@ impl<T: ClientTransport> Core<T> {
     }
 
     /// A reply with this XID (in host order) has come that nobody waits for: to a call that was given up,
-    /// if there is one. Returns whether there is.
+    /// if there is one. Returns whether there is: of one that has been given up the XID is not known any more.
     pub(crate) fn late_reply(&self, xid: u32) -> bool {
         let own = &self.own;
         let guard = self.lock_transport();

@@ -176,8 +176,7 @@ def client():
         device = f"device={RDMA}0"
         names = [e.name for e in events if e.name.startswith("rpcrdma_client") and device in e.text]
         order = ["rpcrdma_client_remove_one", "rpcrdma_client_unregister", "rpcrdma_client_completion",
-                 "rpcrdma_client_remove_one_done", "rpcrdma_client_add_one",
-                 "rpcrdma_client_register"]
+                 "rpcrdma_client_remove_one_done", "rpcrdma_client_add_one", "rpcrdma_client_register"]
         say(names)
         # What it waits for may be over before it does.
         waits = names.index("rpcrdma_client_wait_on")
