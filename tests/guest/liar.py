@@ -12,6 +12,7 @@ nothing is left over.
 
 import argparse
 import collections
+import errno
 from random import Random
 
 from lib import *
@@ -20,6 +21,7 @@ from proxy import *
 
 OWN = SERVER if NODES == 1 else "10.0.0.2"
 LIAR = 20051
+ACCESS = 4
 AT, FOLDER = "/mnt/liar", "liar"
 SIZES = (3, 700, 3500, 65536, 65537, 300000)
 ROOM, GUARD = 512 << 10, 8192
@@ -103,6 +105,14 @@ def lie_in_chunks(liar, connection, call, random):
     connection.send(reply.encode()[:4096])
 
 
+def denied(liar, connection, call, random):
+    """Nothing that is asked for is allowed."""
+    reply = connection.reply(call)
+    if call.procedure == ACCESS and len(reply.body) > 4:
+        reply.body = reply.body[:-4] + words(0)
+    connection.send(reply.encode())
+
+
 def lie_in_credits(liar, connection, call, random):
     reply = connection.reply(call)
     reply.credits = random.choice((0, 1, 2, 1 << 31, 0xffffffff))
@@ -163,7 +173,7 @@ def reach(liar, connection, call, random):
 
 
 LIES = (lie_in_bytes, lie_in_bytes, lie_in_bytes, lie_in_header, lie_in_chunks, lie_in_chunks, lie_in_credits,
-        right_key, wrong_key, twice, never, later, calls, hang_up, reach)
+        denied, right_key, wrong_key, twice, never, later, calls, hang_up, reach)
 
 
 class Load(threading.Thread):
@@ -270,6 +280,9 @@ with check("an honest server again: the same mount works, the files are as they 
                 break
             except OSError as error:
                 expect(time.monotonic() < end, f"still {error}")
+                if error.errno == errno.EACCES:
+                    # NFS remembers what it was denied until the file changes, or memory is wanted.
+                    write("/proc/sys/vm/drop_caches", "2")
                 time.sleep(1)
     # What it believes of sizes and times is what it was told last: another mount looks for itself.
     run("umount", AT, timeout=120)
