@@ -159,7 +159,8 @@ with check("what is read for one call is one chain, and one completion"), connec
         equal(answer(peer, 6), accepted(6, 3), "answer: no such procedure")
     post, = of(events, "svcrdma_post_read_chunk")
     say(post)
-    equal(number(post, "sqecount"), len(reads), "work requests")
+    # On iWARP a region is registered for each Read.
+    equal(number(post, "sqecount"), len(reads) * (2 if RDMA == "siw" else 1), "work requests")
     read_, = of(events, "svcrdma_wc_read")
     equal(number(read_, "totalbytes"), len(message), "bytes")
     queue = number(read_, "cq.id")

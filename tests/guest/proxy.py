@@ -6,6 +6,7 @@ something else: see Proxy.spoil(). One connection at a time.
 """
 
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -21,7 +22,7 @@ from pyverbs.cq import CQ
 from pyverbs.device import Context
 from pyverbs.mr import MR
 from pyverbs.pd import PD
-from pyverbs.pyverbs_error import PyverbsError
+from pyverbs.pyverbs_error import PyverbsError, PyverbsRDMAError
 from pyverbs.qp import QP, QPAttr, QPCap, QPInitAttr
 from pyverbs.wr import SGE, RecvWR, SendWR
 
@@ -370,7 +371,14 @@ class Proxy(threading.Thread):
         param = ConnParam(resources=4, depth=4, rnr_retry=0, qp_num=connection.qp.qp_num)
         if self.private:
             param.set_private_data(self.private)
-        connection.cmid.accept(param)
+        try:
+            connection.cmid.accept(param)
+        except PyverbsRDMAError as error:
+            connection.close()
+            if error.error_code != errno.ECONNRESET:
+                raise
+            # iWARP: the client did not want to wait any longer.
+            raise Broken("the client has gone") from None
         self.accepted += 1
         self.connection = connection
 

@@ -292,6 +292,7 @@ with check("twenty connections that end without a word"):
         peer.send(fixed(40) + lists() + null(40))
     for peer in peers:
         peer.close()
+    wait_for(lambda: connections() == 0, 60, "the connections are gone")
 
 with check("a peer that takes no replies is given up, one that is silent is not", 150):
     if RDMA == "siw":
