@@ -232,6 +232,7 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>, attempt: &Attempt) 
             max_pages: MAX_PAGES,
             extra_regions: 2,
             max_regions: MAX_SEGMENTS,
+            trusts_peer: tunables::trusts_servers(),
             private: &private.encode(),
             msecs: CONNECT_MSECS,
             wanted: &|| !xprt.is_unwanted(),

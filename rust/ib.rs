@@ -44,6 +44,7 @@ mod expose;
 mod fake;
 mod inner;
 mod kunit;
+mod kunit_expose;
 mod kunit_passive;
 mod kunit_server;
 mod limits;

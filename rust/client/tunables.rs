@@ -21,14 +21,18 @@ static INLINE_WRITE_PADDING: Tunable = Tunable::new(0, 0, 4096);
 static MEMREG_STRATEGY: Tunable = Tunable::new(5, 0, 6);
 /// Row C6: has no effect.
 static PAD_OPTIMIZE: Tunable = Tunable::new(0, i32::MIN, i32::MAX);
+/// Not one of the C module's, which always does: whether servers are trusted not to deceive a soft device
+/// about the memory regions that they invalidate.
+static TRUST_SERVERS: Tunable = Tunable::new(0, 0, 1);
 
-static TABLE: Table<6> = Table::new([
+static TABLE: Table<7> = Table::new([
     (c"rdma_slot_table_entries", &SLOTS),
     (c"rdma_max_inline_read", &MAX_INLINE_READ),
     (c"rdma_max_inline_write", &MAX_INLINE_WRITE),
     (c"rdma_inline_write_padding", &INLINE_WRITE_PADDING),
     (c"rdma_memreg_strategy", &MEMREG_STRATEGY),
     (c"rdma_pad_optimize", &PAD_OPTIMIZE),
+    (c"rdma_trust_servers", &TRUST_SERVERS),
 ]);
 
 /// Shows the tunables. May sleep.
@@ -54,4 +58,9 @@ pub(crate) fn max_inline_read() -> u32 {
 /// How long a message may be that the client sends, in bytes: sampled at each connect.
 pub(crate) fn max_inline_write() -> u32 {
     positive(&MAX_INLINE_WRITE)
+}
+
+/// Whether servers are trusted where the device may be deceived: sampled at each connect.
+pub(crate) fn trusts_servers() -> bool {
+    TRUST_SERVERS.get() != 0
 }

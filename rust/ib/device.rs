@@ -63,6 +63,8 @@ pub(crate) struct Caps {
     pub(crate) mem_mgt: bool,
     /// Memory regions may have gaps between their pieces.
     pub(crate) sg_gaps: bool,
+    /// When the peer has invalidated a region, it cannot reach it any more.
+    pub(crate) remote_inv_ends: bool,
     /// Pages that one memory region can cover.
     pub(crate) max_fast_reg: u32,
     /// Work requests that one queue can hold.
@@ -206,8 +208,8 @@ impl DeviceLease {
 
     /// What the device can do.
     pub(crate) fn caps(&self) -> Caps {
-        // SAFETY: The device is valid by the type invariant; attributes do not change.
-        let attrs = unsafe { &(*self.as_raw()).attrs };
+        // SAFETY: The device is valid by the type invariant; attributes and verbs do not change.
+        let (attrs, driver) = unsafe { (&(*self.as_raw()).attrs, (*self.as_raw()).ops.driver_id) };
         Caps {
             // CAST: The bit is in the lower half.
             mem_mgt: attrs.device_cap_flags
@@ -216,6 +218,10 @@ impl DeviceLease {
             sg_gaps: attrs.kernel_cap_flags
                 & u64::from(bindings::ib_kernel_cap_flags_IBK_SG_GAPS_REG)
                 != 0,
+            // A packet that is sent again may make rxe register the region once more. siw does not
+            // look whether it is registered already.
+            remote_inv_ends: driver != bindings::rdma_driver_id_RDMA_DRIVER_RXE
+                && driver != bindings::rdma_driver_id_RDMA_DRIVER_SIW,
             max_fast_reg: attrs.max_fast_reg_page_list_len,
             max_qp_wr: u32::try_from(attrs.max_qp_wr).unwrap_or(0),
             max_cqe: u32::try_from(attrs.max_cqe).unwrap_or(0),

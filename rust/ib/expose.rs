@@ -234,13 +234,19 @@ impl<P: Protocol> Exposed<P> {
         }
     }
 
-    /// The peer invalidated one region. `Err` when it is none of this set, which no honest peer
-    /// does (row X15).
+    /// The peer invalidated one region, which leaves the set. `Err` when it is none of this set, which
+    /// no honest peer does (row X15).
+    ///
+    /// Where the device cannot be relied on to keep the peer out from now on, the region stays in the
+    /// set, to be invalidated by this side.
     pub(crate) fn remote_invalidated(&mut self, proof: RemoteInvalidated<'_, P>) -> Result {
-        let mut mr = self
-            .mrs
-            .remove_if(|mr| proof.is_of(&mr.inner) && mr.rkey() == proof.rkey())
-            .ok_or(EINVAL)?;
+        let is_it = |mr: &MrCtx<P>| proof.is_of(&mr.inner) && mr.rkey() == proof.rkey();
+        if !proof.inner().limits().remote_inv_ends {
+            let mut found = false;
+            self.mrs.for_each(|mr| found |= is_it(mr));
+            return if found { Ok(()) } else { Err(EINVAL) };
+        }
+        let mut mr = self.mrs.remove_if(is_it).ok_or(EINVAL)?;
         mr.unmap();
         proof.inner().put_mr(mr);
         Ok(())

@@ -261,6 +261,12 @@ impl Fake {
         }
     }
 
+    /// It is a driver that registers regions once more when a packet is lost, from the next connection on.
+    pub(crate) fn be_soft(&self) {
+        // SAFETY: This is read when a connection is made, by this thread.
+        unsafe { (*self.as_raw()).ops.driver_id = bindings::rdma_driver_id_RDMA_DRIVER_RXE };
+    }
+
     /// Regions can have gaps, from the next connection on.
     pub(crate) fn allow_gaps(&self) {
         let gaps = u64::from(bindings::ib_kernel_cap_flags_IBK_SG_GAPS_REG);

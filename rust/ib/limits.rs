@@ -50,6 +50,8 @@ pub(crate) struct Params<'a> {
     pub(crate) extra_regions: u32,
     /// Regions that one list may have at most.
     pub(crate) max_regions: u32,
+    /// Where the device may be deceived (see [`Caps::remote_inv_ends`]) the peer is not expected to.
+    pub(crate) trusts_peer: bool,
     /// Private data for the peer.
     pub(crate) private: &'a [u8],
     /// How long the peer may take to answer, in milliseconds.
@@ -82,6 +84,8 @@ pub(crate) struct Limits {
     pub(super) depth: u32,
     /// Regions may have gaps.
     pub(super) sg_gaps: bool,
+    /// When the peer has invalidated a region, nobody else needs to.
+    pub(super) remote_inv_ends: bool,
     /// Receives are posted so many at a time.
     pub(super) rx_batch: u32,
     pub(super) rx_count: u32,
@@ -156,6 +160,7 @@ impl Limits {
                     regions,
                     depth,
                     sg_gaps: caps.sg_gaps,
+                    remote_inv_ends: caps.remote_inv_ends || params.trusts_peer,
                     rx_batch: batch,
                     rx_count,
                     tx_count,

@@ -281,6 +281,16 @@ pub(super) fn next_connection(
     seen: &Seen,
     spare: Option<Spare>,
 ) -> Result<Conn<Proto>> {
+    connection_with(fake, seen, spare, false)
+}
+
+/// The same, whose peer may be trusted.
+pub(super) fn connection_with(
+    fake: &Fake,
+    seen: &Seen,
+    spare: Option<Spare>,
+    trusts_peer: bool,
+) -> Result<Conn<Proto>> {
     let dst = SockAddr::none();
     let params = Params {
         net: fake.net(),
@@ -293,6 +303,7 @@ pub(super) fn next_connection(
         max_pages: 2 * DEPTH,
         extra_regions: 0,
         max_regions: 8,
+        trusts_peer,
         private: &[],
         msecs: 1000,
         wanted: &|| true,

@@ -142,16 +142,30 @@ def senseless():
         spoiled(f"Reply chunk: {name}", changes(**fields), procedure=READDIRPLUS, fails=1, bad=1)
 
 
+def connect_again():
+    """Connections have the settings of the time when they are made."""
+    accepted = proxy.accepted
+    proxy.order(lambda: proxy.connection.disconnect())
+    fetch()
+    equal(proxy.accepted, accepted + 1, "connections")
+
+
 def keys():
     """Remote keys: Send with Invalidate, and access that was not granted."""
-    spoiled("a call's key is invalidated", changes(invalidate=lambda r, c: c.keys[0]), inv=0)
-    spoiled("a Reply chunk's key is invalidated", changes(invalidate=lambda r, c: c.keys[0]),
-            procedure=READDIRPLUS)
-    spoiled("a failed call's key is invalidated",
-            changes(proc=99, invalidate=lambda r, c: c.keys[0]), fails=1, bad=1, inv=0)
+    invalidate = {"invalidate": lambda r, c: c.keys[0]}
     odd = SIZE + 1
-    spoiled("the payload's key of an odd READ is invalidated",
-            changes(invalidate=lambda r, c: c.keys[0]), action=lambda: fetch(odd), inv=0)
+    with check("a connection that trusts the server"), trusting():
+        connect_again()
+    spoiled("a call's key is invalidated", changes(**invalidate), inv=0)
+    spoiled("a Reply chunk's key is invalidated", changes(**invalidate), procedure=READDIRPLUS)
+    spoiled("a failed call's key is invalidated", changes(proc=99, **invalidate), fails=1, bad=1, inv=0)
+    spoiled("the payload's key of an odd READ is invalidated", changes(**invalidate),
+            action=lambda: fetch(odd), inv=0)
+    with check("a connection that does not"):
+        connect_again()
+    spoiled("a call's key is invalidated, and the server is not trusted", changes(**invalidate), inv=1)
+    spoiled("a failed call's key is invalidated, and the server is not trusted", changes(proc=99, **invalidate),
+            fails=1, bad=1, inv=1)
     spoiled("the pad's key is invalidated: the RPC succeeds, then there is a new connection",
             changes(invalidate=lambda r, c: c.keys[-1]), action=lambda: fetch(odd), connects=None)
     spoiled("the pad's key is invalidated, again and again",

@@ -17,7 +17,8 @@ SYSCTLS = {
     "rdma_memreg_strategy": (5, 0, 6),
     "rdma_pad_optimize": (0, None, None),
 }
-
+if os.environ["CLIENT"] == "rust":
+    SYSCTLS["rdma_trust_servers"] = (0, 0, 1)
 
 
 def per_op(at, name):
