@@ -345,6 +345,11 @@ unsafe fn send<T: ClientTransport>(
         // of credits wrong; a new connection starts a new count.
         return Err(SendError::NotConnected);
     }
+    // SAFETY: The pinned request keeps its task, and its flags do not change.
+    let flags = u32::from(unsafe { (*task).tk_flags });
+    if flags & bindings::RPC_TASK_SWAPPER != 0 {
+        return Err(refuse_page(xprt));
+    }
     // SAFETY: The request is in use, and the transport is locked.
     if !unsafe { bindings::xprt_request_get_cong(xprt.raw(), rqst) } {
         return Err(SendError::BadSlot);
@@ -371,6 +376,18 @@ unsafe fn send<T: ClientTransport>(
         xprt.force_disconnect();
     }
     Ok(())
+}
+
+/// Row X26: sunrpc asks `enable_swap` the first time only, and takes a second `swapon` for granted. The
+/// memory manager keeps a page that cannot be written to swap.
+#[cold]
+fn refuse_page<T: ClientTransport>(xprt: &Xprt<T>) -> SendError {
+    say!(
+        pr_err,
+        "swap over RDMA is not supported: nothing is swapped out to server {}, use swapoff\n",
+        xprt.addr().text()
+    );
+    SendError::Io
 }
 
 /// Row C110.

@@ -158,6 +158,7 @@ def interrupted(vers, flavour, seconds, extra="", breaks=True):
             equal(job.returncode, 0, f"status of the copier ({text[-4:]})")
             made = xprt_stats(at)["connect_count"] - made
             say(f"{source}: cut for {seconds} s, connections made: {made}")
+            # TCP, which iWARP is made of, waits longer.
             expect(made or not breaks, "the connection was never lost")
         equal(server_sums(folder)["f"], sha(data), "sum on the server")
         with open("/tmp/back", "rb") as f:
@@ -336,7 +337,7 @@ CUTS = (("4.2", "krb5p", 15, ""), ("3", "krb5p", 15, ""), ("4.2", "krb5i", 15, "
 for vers, flavour, seconds, extra in CUTS if LONG else CUTS[:1]:
     with check(f"v{vers} {flavour}{extra and ' ' + extra}: link down for {seconds} s "
                "in the middle of copies", 300):
-        interrupted(vers, flavour, seconds, extra, breaks=seconds > 2)
+        interrupted(vers, flavour, seconds, extra, breaks=seconds > 2 and RDMA != "siw")
 
 with check("krb5p: encrypted calls stay until the server cannot read them", 240):
     if MODULE != "rpcrdma_rust":

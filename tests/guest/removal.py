@@ -136,12 +136,19 @@ def goes_on(loads):
     return time.monotonic() - begun
 
 
-def again_and_again(kinds, where, command):
+def moves(loads, at):
+    """The loads have a connection that answers, and are at work."""
+    before = xprt_stats(at)["recvs"]
+    wait_for(lambda: loads.alive() or xprt_stats(at)["recvs"] > before + 20, 120, "the loads are at work")
+
+
+def again_and_again(kinds, where, command, loads, at):
     """Remove and add the device under load; returns how long removals took."""
     took = []
     for turn in range(TIMES * len(kinds)):
         kind = kinds[turn % len(kinds)]
-        time.sleep(0.2 + random.random())
+        moves(loads, at)
+        time.sleep(random.random())
         unplug = where == "client" and kind == "rdma link delete" and turn % 5 == 4
         if unplug:
             link("down", "client")
@@ -176,19 +183,21 @@ def come_back(where, command):
 def removals(vers, where, kinds):
     command = SIDES[where]
     with check(f"v{vers}, {where}, {TIMES} times under load: {', '.join(kinds)}",
-               240 + 12 * TIMES * len(kinds)), mounted(vers) as at:
+               240 + 40 * TIMES * len(kinds)), mounted(vers) as at:
         loads = Loads(at)
         try:
             time.sleep(2)
-            took = again_and_again(kinds, where, command)
+            took = again_and_again(kinds, where, command, loads, at)
             again = goes_on(loads)
+            made = xprt_stats(at)["connect_count"]
             say(f"removals took {min(took):.1f} to {max(took):.1f} s, loads went on in "
                 f"{again:.1f} s, rounds {loads.rounds()}, "
-                f"connections {xprt_stats(at)['connect_count']}")
+                f"connections {made}")
             loads.end(120)
         finally:
             loads.kill()
         expect(max(took) < GONE * SLOWNESS, f"a removal took {max(took):.1f} s")
+        expect(made > len(took), f"{made} connections for {len(took)} removals: not each had one to end")
     with check(f"v{vers}, {where}: the module can go at once"):
         took = leave(where, command)
         come_back(where, command)
