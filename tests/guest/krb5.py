@@ -344,6 +344,8 @@ with check("krb5p: encrypted calls stay until the server cannot read them", 240)
         raise Skip("the C transport does not promise that")
     if NODES == 1:
         raise Skip("one guest has no cable")
+    if RDMA == "siw":
+        raise Skip("TCP lives on, and late replies let pages go too: these cannot be told apart here")
     kept_pages()
 
 with check("Kerberos is switched off"):
