@@ -466,7 +466,7 @@ impl<T: ClientTransport> Core<T> {
     /// The server's address as it is now: an administrator can change it.
     pub(crate) fn addr(&self) -> SockAddr {
         // Not `addrlen`: sunrpc sets that to 0 when an administrator gives an address that it cannot
-        // read, and keeps the old address.
+        // read. It keeps the old address then, or leaves one without a family, to which no attempt gets.
         // SAFETY: The transport's memory is valid, and the address is as large as addresses can be.
         unsafe {
             let addr = &raw const (*self.raw()).addr;

@@ -127,6 +127,26 @@ with server_folder("admin"):
             load.goes_on(60, rounds=5)
             equal(peers(), [SERVER], "connections")
 
+    with check("dstaddr: a word that is no address: calls fail, other mounts go on, umount -f is done", 200), \
+            mounted("4.2", at="/mnt/b") as other, Load(f"{other}/admin") as load:
+        load.goes_on(60)
+        others = transports()
+        at = mount("3")
+        try:
+            folder, = set(transports()) - set(others)
+            write(folder + "/dstaddr", "nowhere\n")
+            equal(read(folder + "/dstaddr"), "nowhere\n", "dstaddr")
+            begun = time.monotonic()
+            status, words = run("stat", "-f", at, ok=False)
+            took = time.monotonic() - begun
+            say(f"after {took:.1f} s: {words}")
+            expect(status and "Address family not supported" in words, f"{status}: {words}")
+            expect(took < 10 * SLOWNESS, f"it took {took:.1f} s")
+            load.goes_on(60)
+        finally:
+            run("umount", "-f", "-l", at)
+        load.goes_on(60, rounds=5)
+
     # Each of the two has calls that wait for a connection, and asks for one as soon as an attempt is over.
     with check("the server is silent: nobody waits for attempts to end, work goes on at another address", 300):
         if NODES == 1 or RDMA == "siw":
@@ -219,6 +239,28 @@ with server_folder("admin"):
             rpcctl("switch", "set", switch, "dstaddr", SERVER)
             load.goes_on(60, rounds=5)
             wait_for(lambda: peers() == [SERVER] * 2, 20, "both connections are back")
+
+    # With one connection sunrpc would go on to use that alone.
+    with check("add_xprt: a mount gets a third connection, which has its share of the work", 200), \
+            mounted("4.2", "nconnect=2") as at, Load(f"{at}/admin") as load:
+        load.goes_on(60)
+        old = listed()
+        switch, *counts = switch_of(old[0].name)
+        equal(counts, ["2", "2"], "transports, active ones")
+        write(f"/sys/kernel/sunrpc/xprt-switches/{switch}/add_xprt", "1\n")
+        equal(switch_of(old[0].name)[1:], ("3", "3"), "transports, active ones")
+        wait_for(lambda: peers() == [SERVER] * 3, 20, "there are three connections")
+        load.goes_on(60)
+        before = sends(at)
+        load.goes_on(60, rounds=5)
+        expect(len(before) == 3 and all(new > old for new, old in zip(sends(at), before)),
+               f"calls sent by each: {before}, {sends(at)}")
+        new, = [each for each in listed() if each.name not in [other.name for other in old]]
+        equal((new[1:4], new.main), (old[0][1:4], ""), "kind, address and port, main")
+        rpcctl("xprt", "set", new.name, "offline")
+        rpcctl("xprt", "remove", new.name)
+        load.goes_on(60, rounds=5)
+        wait_for(lambda: peers() == [SERVER] * 2, 20, "two connections are left")
 
     with check("one of three connections is taken out and put back, another removed, under load", 200), \
             mounted("4.2", "nconnect=3") as at, Load(f"{at}/admin") as load:

@@ -186,6 +186,8 @@ def small_queue():
                     peer.send(fixed(40, NOMSG) + lists(reads))
                     equal(struct.unpack_from(">4I", peer.recv())[3], kind, f"answer to {count} segments")
                 # None of it is complete for a while.
+                starved = "cat /proc/sys/sunrpc/svc_rdma/rdma_stat_sq_starve"
+                before = int(on_server(starved))
                 with traced(on_server) as events:
                     shim_set(on_server, "hold", 1)
                     reads = [(0, rkey, 1, addr + n) for n in range(19)] + [(0, rkey, 21, addr + 19)]
@@ -198,6 +200,7 @@ def small_queue():
             full, retry = ([(cids([t]), *map(int, re.search(r"sc_sq_avail=(\d+)/(\d+)", t).groups()))
                             for t in of(events, name)] for name in ("svcrdma_sq_full", "svcrdma_sq_retry"))
             say(f"waited: {full}, went on: {retry}")
+            equal(int(on_server(starved)) - before, len(full), "rdma_stat_sq_starve grew by")
             expect(full and full[0][1] < 20, "svcrdma_sq_full: there was room")
             expect(all(avail <= depth <= 64 for _, avail, depth in full + retry), "room, depth")
             equal([cid for cid, *_ in retry], [cid for cid, *_ in full], "what went on, of what waited")

@@ -11,6 +11,7 @@ import hashlib
 import mmap
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -335,10 +336,26 @@ def xprt_stats(at="/mnt/a"):
     return total
 
 
+def sends(at):
+    """How many messages each of the mount's transports has sent."""
+    return [int(line.split()[2 + XPRT_FIELDS.index("sends")]) for line in xprt_lines(at)]
+
+
 def transports(address=SERVER):
     """Directories in sysfs of the transports to the server's RDMA port."""
     found = glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
     return [d for d in sorted(found) if read(d + "/dstaddr").strip() == address]
+
+
+def nfsfs(file):
+    """Version, address and port of what /proc/fs/nfsfs/servers or volumes lists, as it is written there."""
+    return sorted(re.findall(r"(?m)^v(\d) (\S+) (.{4}) ", read("/proc/fs/nfsfs/" + file)))
+
+
+def hexadecimal(address, port):
+    """How that has them: sunrpc's two strings in hexadecimal."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.inet_pton(family, address).hex(), f"{port:4x}"
 
 
 def use_count():

@@ -43,6 +43,21 @@ with server_folder("m") as folder:
             copy_through(at, "six", True)
             equal(server_sums(folder)["six"], sha(DATA), "sum on the server")
 
+    for words, vers, server in (("proto=rdma", "4.2", SERVER), ("rdma", "4.2", SERVER),
+                                ("proto=rdma6", "4.2", f"[{SERVER6}]"),
+                                ("vers=3,proto=rdma,nolock,mountproto=tcp", "3", SERVER)):
+        with check(f"mount -o {words}: the port is the one of NFS/RDMA"):
+            run("mount", "-o", words, f"{server}:{EXPORT}", "/mnt/a")
+            try:
+                line, = [l for l in read("/proc/mounts").splitlines() if " /mnt/a " in l]
+                for option in (f"vers={vers}", f"proto={'rdma6' if '6' in words else 'rdma'}"):
+                    expect(f",{option}," in line, f"no {option}: {line}")
+                folder, = transports(server.strip("[]"))
+                expect(f"\ndst_port={PORT}\n" in read(folder + "/xprt_info"), read(folder + "/xprt_info"))
+                copy_through("/mnt/a", "plain", True)
+            finally:
+                umount()
+
     with check("two mounts at once, v3 and v4.2"), \
             mounted("3", at="/mnt/a") as a, mounted("4.2", at="/mnt/b") as b:
         with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -179,6 +179,14 @@ with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
     line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]
     expect("proto=rdma" in line and f"port={PORT}" in line, line)
 
+for server, six in ((SERVER, ""), (SERVER6, "6")):
+    old, new = (re.sub(r"(proto=\w+)", rf"\g<1>{six}", options(vers)) for vers in ("3", "4.2"))
+    with check(f"/proc/fs/nfsfs shows address and port in hexadecimal, proto=rdma{six}"), \
+            mounted("3", opts=old, server=server), mounted("4.2", opts=new, server=server, at="/mnt/b"):
+        for file in ("servers", "volumes"):
+            say(read("/proc/fs/nfsfs/" + file))
+            equal(nfsfs(file), [(vers, *hexadecimal(server, PORT)) for vers in "34"], file)
+
 with check("rdma resource shows the transport's PD, CQs and MRs"), mounted("4.2") as at:
     for kind in ("pd", "cq", "cm_id"):
         lines = [l for l in rdma_objects(kind) if f"[{MODULE}]" in l]

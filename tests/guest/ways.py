@@ -57,10 +57,6 @@ def option(at, name):
     return re.search(rf"[ ,]{name}=([^, ]+)", line).group(1)
 
 
-def sends(at):
-    return [int(line.split()[2 + XPRT_FIELDS.index("sends")]) for line in xprt_lines(at)]
-
-
 with server_folder("ways") as folder:
     for vers in ("3", "4.2"):
         with check(f"v{vers} nconnect=16: sixteen connections, all used"), \
@@ -154,6 +150,8 @@ with server_folder("ways") as folder:
                 expect(any(re.search(r"(?s)netid: +rdma\n.*port: +2049\n", text) for text in shown), shown)
                 made = [l for l in rdma_objects("cm_id") if f"[{MODULE}]" in l]
                 expect(any(f"dst-addr {SERVER}:2049 " in l for l in made), made)
+                for file in ("servers", "volumes"):
+                    equal(nfsfs(file), [("3", *hexadecimal(SERVER, 2049))], "/proc/fs/nfsfs/" + file)
             finally:
                 run("umount", at)
         finally:
