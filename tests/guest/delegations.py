@@ -17,6 +17,7 @@ from load import Load
 # remembers these by three bits of 256 each, and delegates them not again for a minute.
 FILES, FEWER = 12, 8
 US, OTHER = "10.0.0.2", "10.0.0.1"
+SWITCHES = "/sys/kernel/sunrpc/xprt-switches"
 # As the other client: open and read, or write, every file of a directory; how long did one take?
 PEER = """
 import os, sys, time
@@ -181,6 +182,59 @@ def again(vers, at, load):
             equal(xids(of(seen, "xprtrdma_cb_reply")), calls, "XIDs of callbacks and their replies")
 
 
+def transport():
+    """What the server has to call a client with."""
+    def shown():
+        """Transports of the server's machine as a client, and references to its module."""
+        return [int(n) for n in on_server(f"ls -d {SWITCHES}/*/xprt-* | wc -l; "
+                                          "cat /sys/module/rpcrdma_rust/refcnt").split()]
+
+    def settled():
+        """The same when what was mounted before has gone."""
+        looks = []
+        while len(looks) < 4 or looks[-1] != looks[-4]:
+            looks.append(shown())
+            time.sleep(1)
+        return looks[-1]
+
+    with check("the transport for callbacks has a class, keeps the module, and goes with its connection"):
+        if os.environ["SERVER_FLAVOUR"] != "rust":
+            raise Skip("the C module's has no class: its kernel would follow NULL")
+        before = settled()
+        with mounted("3"):
+            without = shown()
+        wait_for(lambda: shown() == before, 30, f"transports and references are {before} again")
+        for _ in range(2):
+            with mounted("4.1"):
+                called(US)
+                equal(shown(), [without[0] + 1, without[1] + 1], "transports and references")
+                new, = on_server(f"grep -l '{US}$' {SWITCHES}/*/xprt-*/dstaddr; true").split()
+                for path, reason in ((new, "not supported"),
+                                     (os.path.dirname(os.path.dirname(new)) + "/add_xprt", "temporarily unavail")):
+                    status, text = run("on-server", f"/bin/echo {US} >{path}", ok=False)
+                    expect(status and reason in text, f"{path}: {text}")
+            wait_for(lambda: shown() == before, 30, f"transports and references are {before} again")
+
+
+def small():
+    """A session asks for callbacks that fit into the connection's messages."""
+    with check("callbacks of a session are no longer than the messages of its connection"):
+        if os.environ["CLIENT"] != "rust":
+            raise Skip("the C client does not look")
+        paths = [f"/proc/sys/sunrpc/rdma_max_inline_{way}" for way in ("read", "write")]
+        old = [read(path) for path in paths]
+        try:
+            for path in paths:
+                write(path, "1024")
+            with server_folder("d"), probes(run, "f:probe_room rpc_max_bc_payload%return size=$retval") as seen, \
+                    mounted("4.1") as at, other_client("4.1"):
+                recalled("d/l", at)
+        finally:
+            for path, value in zip(paths, old):
+                write(path, value)
+        equal({number(text, "size") for text in of(seen, "probe_room")}, {1024 - 28}, "room for callbacks")
+
+
 @contextlib.contextmanager
 def other_client(vers):
     on_server(f"mkdir -p /mnt/other; mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/other")
@@ -200,4 +254,6 @@ else:
             with other_client(vers):
                 tests(vers, at, load)
                 again(vers, at, load)
+    transport()
+    small()
 done()

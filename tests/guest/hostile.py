@@ -412,6 +412,13 @@ def sessions():
         proxy.order(lambda: [proxy.connection.send(backward(0xcb100000)) for _ in range(24)])
         wait_for(lambda: len(proxy.answers) >= 24, 20, f"24 answers, {len(proxy.answers)} came")
         equal(proxy.answers, [0xcb100000] * 24, "answers")
+        # One after the other: more than the connection has Receives, and the transport slots.
+        accepted = proxy.accepted
+        for n in range(1, 21):
+            proxy.order(lambda: [proxy.connection.send(backward(0xcb100000)) for _ in range(16)])
+            wait_for(lambda: len(proxy.answers) >= 24 + 16 * n, 20, f"answers, {len(proxy.answers)} came")
+        equal(proxy.accepted, accepted, "connections")
+        equal(proxy.grants, {16}, "credits of answers")
         proxy.order(lambda: [proxy.connection.send(backward(0xcb000000)[:size])
                              for size in range(36, 68, 4)])
         fetch(700)

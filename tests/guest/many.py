@@ -2,6 +2,7 @@
 """Many connections at once: nconnect=8 under load."""
 
 import contextlib
+import os
 
 from lib import *
 from load import Load
@@ -17,4 +18,8 @@ with check("nconnect=8 under load: all connections used", 300), server_folder("e
     for line in lines:
         expect(int(line.split()[2 + XPRT_FIELDS.index("sends")]) > 10, "idle: " + line)
     equal(xprt_stats(at)["bad_reply_count"], 0, "bad replies")
+    if os.environ["SERVER_FLAVOUR"] == "rust":
+        # Receive buffers alone: a number of seven digits, shown like all counters.
+        shown = int(on_server("cat /proc/sys/sunrpc/svc_rdma/message_bytes"))
+        expect(8 * 146 * 4096 <= shown < 16 << 20, f"message buffers take {shown} bytes")
 done()

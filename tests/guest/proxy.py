@@ -182,6 +182,7 @@ class Connection:
         if call.message[4:8] == words(1):
             # The answer to a callback, maybe to one that nfsd knows nothing of.
             self.proxy.answers.append(call.xid)
+            self.proxy.grants.add(call.credits)
             if call.xid in self.backward:
                 self.forward(call.message)
             return
@@ -307,7 +308,7 @@ class Proxy(threading.Thread):
         self.nfsd, self.receive, self.private = nfsd, 4096, private_data()
         self.spoilers, self.requests, self.seen, self.errors = [], [], [], []
         self.holding, self.accepted, self.connection, self.ending = False, 0, None, False
-        self.orders, self.answers, self.credits = [], [], 64
+        self.orders, self.answers, self.grants, self.credits = [], [], set(), 64
         self.context = Context(name=device)
         self.pd = PD(self.context)
         before = cm_files()

@@ -63,6 +63,17 @@ for name, (default, low, high) in TUNABLES.items():
         finally:
             on_server(f"echo {default} >{path}")
 
+with check("client's rdma_pad_optimize takes any number, and no more"):
+    path = "/proc/sys/sunrpc/rdma_pad_optimize"
+    try:
+        for value in (-1 << 31, (1 << 31) - 1, 1):
+            write(path, str(value))
+            equal(int(read(path)), value, "value written")
+        status, _ = run("sh", "-c", f"echo {1 << 31} >{path}", ok=False)
+        expect(status, "a number of more than 32 bits was taken")
+    finally:
+        write(path, "0")
+
 with check("server's placeholders are 0 and stay so"):
     for name in UNUSED:
         equal(shown(name), 0, name)
