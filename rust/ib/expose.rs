@@ -244,7 +244,7 @@ impl<P: Protocol> Exposed<P> {
         if !proof.inner().limits().remote_inv_ends {
             let mut found = false;
             self.mrs.for_each(|mr| found |= is_it(mr));
-            return if found { Ok(()) } else { Err(EINVAL) };
+            return found.then_some(()).ok_or(EINVAL);
         }
         let mut mr = self.mrs.remove_if(is_it).ok_or(EINVAL)?;
         mr.unmap();

@@ -13,18 +13,13 @@ mod tests {
             self,
             DeviceLease, //
         },
-        fake::{
-            Asked,
-            Fake, //
-        },
-        patience::Patience,
+        fake::Asked,
         trial::*, //
     };
     use crate::rt::{
         completion::Completion,
         err,
-        queue,
-        ticker::Tick, //
+        queue, //
     };
     use kernel::{
         prelude::*,

@@ -388,7 +388,7 @@ class Run:
 def words_of_kernel():
     """What would be trouble in the server's log, as scripts/vm sees it, and whether it is tainted."""
     tainted = int(on_server("cat /proc/sys/kernel/tainted"))
-    expect(not tainted & (1 << 5 | 1 << 7 | 1 << 9 | 1 << 14), f"the server's kernel is tainted: {tainted:#x}")
+    expect(not tainted & TAINTS, f"the server's kernel is tainted: {tainted:#x}")
 
 
 def look_after():

@@ -252,6 +252,8 @@ def umount(at="/mnt/a", timeout=60):
     run("umount", at, timeout=timeout)
 
 
+# Taints of a kernel in trouble, as in scripts/vm: bad memory, died, warned, soft lockup.
+TAINTS = 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14
 TRUST = "/proc/sys/sunrpc/rdma_trust_servers"
 
 
