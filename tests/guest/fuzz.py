@@ -188,6 +188,9 @@ class Session:
             opcode = e.IBV_WR_SEND_WITH_INV if second else e.IBV_WR_SEND
             wr = SendWR(wr_id=self.wr_id(0, self.head), opcode=opcode, num_sge=1, sg=[sge],
                         send_flags=flags, imm_data=second)
+            if second:
+                # Where the library for siw looks for the key to invalidate.
+                wr.set_wr_rdma(second, 0)
         else:
             opcode = e.IBV_WR_RDMA_WRITE if what == "write" else e.IBV_WR_RDMA_READ
             wr = SendWR(wr_id=self.wr_id(0, self.head), opcode=opcode, num_sge=1, sg=[sge], send_flags=flags)

@@ -203,7 +203,7 @@ def keys():
     def beyond(connection, call):
         for key, length, at in call.writes[0]:
             try:
-                connection.write(key, at + length - 4, b"beyond!!")
+                connection.write(key, at + length - 4, b"beyond!!", refused=True)
             except Broken:
                 return
         proxy.errors.append("an RDMA Write beyond the segment succeeded")
@@ -213,7 +213,7 @@ def keys():
             if call.writes:
                 connection.read(call.keys[0], call.writes[0][0][2], 8)
             else:
-                connection.write(call.keys[0], call.reads[0][3], b"overwrit")
+                connection.write(call.keys[0], call.reads[0][3], b"overwrit", refused=True)
         except Broken:
             return
         proxy.errors.append("access of the wrong kind succeeded")
@@ -236,15 +236,7 @@ def keys():
                 ACTIONS[procedure]()
                 call, = calls
 
-                def late():
-                    if way == "Write":
-                        key, _, at = call.writes[0][0]
-                        proxy.connection.write(key, at, b"too late")
-                    else:
-                        _, key, length, at = call.reads[0]
-                        proxy.connection.read(key, at, length)
-                    return "succeeded"
-                result = proxy.order(late)
+                result = late(call)
                 expect(isinstance(result, Broken), f"the access {result}")
                 honest()
 
@@ -459,12 +451,13 @@ def silence():
 def late(call):
     """An access to the first memory that a call offered, as an order to the server's thread."""
     def access():
+        connection = proxy.connection
         if call.writes or call.reply:
             key, _, at = (call.writes[0] if call.writes else call.reply)[0]
-            proxy.connection.write(key, at, b"too late")
+            connection.write(key, at, b"too late", refused=True)
         else:
             _, key, length, at = call.reads[0]
-            proxy.connection.read(key, at, length)
+            connection.read(key, at, length)
         return "succeeded"
     return proxy.order(access)
 
@@ -581,8 +574,8 @@ def given_up():
         fetch()
         before = xprt_stats(AT)
         calls, job, path = ls()
-        shim_set(run, "hold", 1)
         try:
+            shim_set(run, "hold", 1)
             job.kill()
             wait_for(lambda: xprt_stats(AT)["local_inv_needed"] > before["local_inv_needed"], 20,
                      "its memory is to be invalidated")
@@ -592,6 +585,7 @@ def given_up():
             proxy.order(lambda: proxy.connection.send(header(call.xid) + bytes(12), call.keys[0]))
             wait_for(lambda: xprt_stats(AT)["bad_xids"] > before["bad_xids"], 20, "the reply is seen")
         finally:
+            job.kill()
             shim_set(run, "hold", 0)
         job.wait(20 * SLOWNESS)
         equal(sorted(os.listdir(f"{AT}/{path}")), ["a", "b", "c"], "names")

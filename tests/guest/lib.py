@@ -318,12 +318,22 @@ XPRT_FIELDS = (
     "empty_sendctx_q zero").split()
 
 
-def xprt_lines(at="/mnt/a"):
-    """The `xprt:` lines of one mount in mountstats."""
+def mountstats(at):
+    """What mountstats has on one mount."""
     parts = re.split(r"(?m)^device ", read("/proc/self/mountstats"))[1:]
     mine = [p for p in parts if f" mounted on {at} " in p.splitlines()[0]]
     expect(mine, f"mountstats has nothing on {at}")
-    return re.findall(r"(?m)^\txprt:.*$", mine[-1])
+    return mine[-1]
+
+
+def xprt_lines(at="/mnt/a"):
+    """The `xprt:` lines of one mount in mountstats."""
+    return re.findall(r"(?m)^\txprt:.*$", mountstats(at))
+
+
+def transmissions(at="/mnt/a"):
+    """How often calls of each procedure were sent for one mount."""
+    return {name: int(n) for name, n in re.findall(r"(?m)^\t *(\w+): \d+ (\d+) \d+ \d+ ", mountstats(at))}
 
 
 def xprt_stats(at="/mnt/a"):

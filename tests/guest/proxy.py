@@ -248,13 +248,20 @@ class Connection:
         sge = SGE(self.mr.buf + offset, len(message), self.mr.lkey)
         opcode = e.IBV_WR_SEND if invalidate is None else e.IBV_WR_SEND_WITH_INV
         # The key to invalidate and immediate data are members of one union.
-        self.do(SendWR(opcode=opcode, num_sge=1, sg=[sge], imm_data=invalidate or 0))
+        wr = SendWR(opcode=opcode, num_sge=1, sg=[sge], imm_data=invalidate or 0)
+        if invalidate is not None:
+            # Where the library for siw looks for it.
+            wr.set_wr_rdma(invalidate, 0)
+        self.do(wr)
 
-    def write(self, key, at, data):
-        """RDMA Write."""
+    def write(self, key, at, data, refused=False):
+        """RDMA Write. One that should be refused raises Broken if it is."""
         offset = (RECEIVES + 1) * MESSAGE
         self.memory(offset, len(data)).raw = data
         self.rdma(e.IBV_WR_RDMA_WRITE, key, at, len(data))
+        if refused and self.proxy.iwarp:
+            # iWARP answers no RDMA Write. Who refuses one ends the connection.
+            self.wait_broken(5)
 
     def read(self, key, at, size):
         """RDMA Read."""
@@ -286,6 +293,15 @@ class Connection:
             self.broken = completions[0].status
             raise Broken(self.broken)
 
+    def wait_broken(self, seconds):
+        """Handle what arrives, for so long or until the connection ends, which raises Broken."""
+        end = time.monotonic() + seconds
+        while not self.broken and time.monotonic() < end:
+            if not self.work():
+                time.sleep(0.001)
+        if self.broken:
+            raise Broken(self.broken)
+
     def disconnect(self):
         try:
             self.cmid.disconnect()
@@ -310,6 +326,8 @@ class Proxy(threading.Thread):
         self.holding, self.accepted, self.connection, self.ending = False, 0, None, False
         self.orders, self.answers, self.grants, self.credits = [], [], set(), 64
         self.context = Context(name=device)
+        with open(f"/sys/class/infiniband/{device}/node_type") as f:
+            self.iwarp = "RNIC" in f.read()
         self.pd = PD(self.context)
         before = cm_files()
         self.channel = CMEventChannel()

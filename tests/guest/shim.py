@@ -48,7 +48,7 @@ def shim_text(side):
 @contextlib.contextmanager
 def shim(side):
     """The shim is there in the body, with the code whose allocations may fail."""
-    shell(side, "insmod " + SHIM)
+    shell(side, f"insmod {SHIM} device={RDMA}0")
     try:
         shim_text(side)
         yield

@@ -110,7 +110,7 @@ if MODULE == "rpcrdma_rust":
     with check("without the server's tunables it does not load; without the client's it does"):
         if not os.path.exists(SHIM):
             raise Skip("tests/shim is not built for this kernel")
-        shell(run, "insmod " + SHIM)
+        shell(run, f"insmod {SHIM} device={RDMA}0")
         try:
             fail(run, "sysctl", 0)
             status, text = run("load-transport", ok=False)

@@ -32,7 +32,7 @@
 #include <rdma/ib_verbs.h>
 #include <rdma/rdma_cm.h>
 
-static char *device = "rxe0";
+static char *device;
 module_param(device, charp, 0444);
 
 static unsigned long text[2];
@@ -584,7 +584,7 @@ module_param_cb(max_qp_wr, &max_qp_wr_ops, NULL, 0200);
 
 static int add(struct ib_device *device_)
 {
-	if (dev || strcmp(dev_name(&device_->dev), device))
+	if (dev || !device || strcmp(dev_name(&device_->dev), device))
 		return -EOPNOTSUPP;
 	dev = device_;
 	old = dev->ops;
@@ -633,8 +633,13 @@ static int __init begin(void)
 		}
 	}
 	ret = ib_register_client(&client);
-	if (!ret)
+	if (!ret && dev)
 		return 0;
+	if (!ret) {
+		pr_err("shim: no device %s\n", device);
+		ib_unregister_client(&client);
+		ret = -ENODEV;
+	}
 out_probes:
 	while (n--)
 		unregister_kprobe(&probes[n]);
