@@ -35,7 +35,7 @@
 //! | client gets a message | [`Fixed::decode`], [`is_backward_call`], [`decode_reply`], [`match_chunks`], [`clamp_grant`] |
 //! | server gets a message | [`is_backward_reply`], [`decode_call`], [`Call::invalidate_rkey`] |
 //! | server sends a reply | [`HeaderWriter`] with [`Chunk::filled`], [`encode_error`] |
-//! | connection set-up | [`PrivateData`], [`negotiate`], [`header_buffer`] |
+//! | connection set-up | [`PrivateData`], [`negotiate`], [`usable_send`], [`usable_recv`] |
 //!
 //! Decoded lists are *views*: [`ReadSegments`], [`WriteChunks`] and [`Segments`] borrow the received
 //! bytes, which were checked when the view was made, and decode one element at a time.
@@ -134,7 +134,6 @@ pub use self::reply::{
 };
 pub use self::sizes::{
     fits_inline,
-    header_buffer,
     header_bytes,
     usable_recv,
     usable_send,

@@ -72,22 +72,6 @@ pub const fn header_bytes(reads: u32, chunk_segs: u32) -> Option<u32> {
     }
 }
 
-/// Bytes of a buffer that holds every header a client writes with up to `max_segs` segments per
-/// list, a power of two (row C106).
-///
-/// The longest is a full Read list together with a full Write or Reply chunk, whose odd-length pad
-/// is one segment more (row W15). The C transport allows for the Read list only (row X44).
-pub const fn header_buffer(max_segs: u32) -> Option<u32> {
-    let chunk_segs = match max_segs.checked_add(1) {
-        Some(segs) => segs,
-        None => return None,
-    };
-    match header_bytes(max_segs, chunk_segs) {
-        Some(bytes) => bytes.checked_next_power_of_two(),
-        None => None,
-    }
-}
-
 /// Whether a header and an inline body make a message that the peer has room for.
 #[inline]
 pub const fn fits_inline(header: u32, body: u32, inline_send: u32) -> bool {

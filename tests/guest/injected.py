@@ -5,6 +5,7 @@ Needs a kernel with CONFIG_FAIL_SUNRPC: that of `make debug`.
 """
 
 import contextlib
+import itertools
 import os
 
 from events import *
@@ -15,14 +16,20 @@ SIZE = 256 << 10
 # The client is where the tests are, unless these run on the server.
 CLIENT_OURS = os.environ["CLIENT"] == "rust" and not ON_SERVER
 ROUNDS = 24 if LONG else 8
+SERVER_OURS = os.environ["SERVER_FLAVOUR"] == "rust"
+numbers = itertools.count()
 
 
 @contextlib.contextmanager
 def breaking(side, every):
-    """One of `every` messages of the client, or calls at the server, breaks its connection."""
-    shell = on_server if side == "server" else on_client if ON_SERVER else lambda c: run("sh", "-c", c)
+    """One of `every` messages of the client, calls at the server, or calls of the server, breaks its connection.
+
+    For sunrpc the server's calls are those of a client, in the server's machine.
+    """
+    shell = on_client if ON_SERVER and side == "client" else on_server if side != "client" \
+        else lambda c: run("sh", "-c", c)
     settings = {"ignore-client-disconnect": "NY"[side == "server"],
-                "ignore-server-disconnect": "NY"[side == "client"], "ignore-cache-wait": "Y",
+                "ignore-server-disconnect": "NY"[side != "server"], "ignore-cache-wait": "Y",
                 "verbose": 0, "interval": every, "times": -1, "space": 0, "probability": 100}
     shell("; ".join(f"echo {value} >{FAIL}/{name}" for name, value in settings.items()))
     try:
@@ -71,8 +78,48 @@ def through(vers, side, every):
             equal(sums[str(number)], sha(random_bytes(SIZE, number)), f"what the server has of {number}")
 
 
+def can_call():
+    """Waits until the server knows that it can call the client: it delegates nothing before."""
+    wait_for(lambda: "UP" in on_server("grep -h 'callback state' /proc/fs/nfsd/clients/*/info; true"), 60,
+             "the server can call the client")
+
+
+def recall(at, folder):
+    """A file that the client has read and kept is written at the server: was there a delegation?
+
+    The writer waits until the client gave it back, or the server has given up waiting (its lease time).
+    """
+    can_call()
+    name = f"r{next(numbers)}"
+    on_server(f"printf first >{folder}/{name}; chmod 666 {folder}/{name}")
+    fd = os.open(f"{at}/injected/{name}", os.O_RDONLY)
+    try:
+        equal(os.read(fd, 100), b"first", "content")
+        held = int(on_server(f"cat /proc/fs/nfsd/clients/*/states | grep -c 'type: deleg.*/{name}\"'; true"))
+        on_server(f"printf second >{folder}/{name}", timeout=200)
+        wait_for(lambda: read(f"{at}/injected/{name}") == "second", 30, "the client sees what was written")
+    finally:
+        os.close(fd)
+    return bool(held)
+
+
+def calling_back(vers):
+    with server_folder("injected") as folder, mounted(vers) as at:
+        before = xprt_stats(at)["connect_count"]
+        with breaking("callbacks", 3):
+            held = sum(recall(at, folder) for _ in range(ROUNDS))
+        made = xprt_stats(at)["connect_count"] - before
+        say(f"{held} delegations, {made} connections")
+        expect(held >= ROUNDS // 2, f"{held} delegations: hardly anything was called back")
+        expect(made >= 2, "the connection was not broken")
+        copy(at, 0)
+        before = xprt_stats(at)["connect_count"]
+        expect(any(recall(at, folder) for _ in range(4)), "no delegation any more")
+        equal(xprt_stats(at)["connect_count"], before, "connections, with nothing to break them")
+
+
 if not os.path.isdir(FAIL):
-    for side in ("client", "server"):
+    for side in ("client", "server", "server's callbacks"):
         with check(f"sunrpc breaks the connection at the {side}"):
             raise Skip("the kernel has no fail_sunrpc")
 else:
@@ -80,4 +127,9 @@ else:
         for side, every in (("client", 40), ("server", 25)):
             with check(f"v{vers}: sunrpc breaks the connection at the {side}", 300):
                 through(vers, side, every)
+    for vers in ("4.1", "4.2"):
+        with check(f"v{vers}: sunrpc breaks the connection at the server's callbacks", 300):
+            if not SERVER_OURS:
+                raise Skip("the C server's callbacks have no function for that: its kernel would call NULL")
+            calling_back(vers)
 done()
