@@ -247,7 +247,10 @@ impl Reply {
         };
         let mut state = slot.lock();
         let placed = match &state.memory {
-            Memory::Home(_) => place(endpoint, &mut rqst, &msg, state.header()),
+            // A reply without an RPC message is none: sunrpc would send the call again.
+            Memory::Home(_) => {
+                place(endpoint, &mut rqst, &msg, state.header()).filter(|len| *len != 0)
+            }
             _ => return,
         };
         if placed.is_none() {

@@ -5,6 +5,7 @@
 
 use super::{
     bc::BcSlot,
+    ops,
     slot::{
         MsgPart,
         PayloadLease,
@@ -447,7 +448,9 @@ impl<T: ClientTransport> PinnedRqst<T> {
             unsafe {
                 let task = (*rqst).rq_task;
                 if let Some(error) = error {
-                    (*task).tk_status = error.to_errno();
+                    // Not `tk_status`: a task that does not sleep yet, since whoever sent its call has
+                    // not told it so, would lose that, and send the call again.
+                    ops::fail_task(task, error);
                 }
                 bindings::xprt_complete_rqst(task, len);
             }

@@ -8,7 +8,7 @@ spoil one reply. What the client makes of it is one of these:
 """
 
 from events import *
-from shim import fail, shim, shim_set
+from shim import PARAMETERS, fail, shim, shim_set
 from spoil import *
 
 
@@ -100,6 +100,8 @@ def senseless():
                                           (r.writes[0][1][0], 1, r.writes[0][1][2])]]),
             action=lambda: fetch(SIZE + 1), fails=1, bad=1)
     spoiled("no Write list, and no data", changes(writes=[]), fails=1, bad=0)
+    spoiled("no RPC message", raw(lambda c: header(c.xid) + bytes(12)), procedure=FSSTAT, fails=1, bad=1)
+    spoiled("no RPC message, and an empty Write list", changes(writes=[], body=b""), fails=1, bad=1)
     spoiled("a Reply chunk that was not offered", changes(reply=lambda r, c: r.writes[0]),
             fails=1, bad=1)
     spoiled("an empty Reply chunk that was not offered",
@@ -114,7 +116,7 @@ def senseless():
             changes(writes=[[(1, 0, 3)]]), procedure=FSSTAT)
     spoiled("3000 bytes behind the results", changes(body=lambda r, c: r.body + bytes(3000)),
             procedure=FSSTAT)
-    for size in (0, 4, 8, 12, 20, 23):
+    for size in (4, 8, 12, 20, 23):
         spoiled(f"an RPC header of {size} bytes", changes(body=lambda r, c: r.body[:size]),
                 procedure=FSSTAT, connects=1)
     spoiled("more than the client can receive", raw(lambda call: bytes(8192)),
@@ -643,6 +645,25 @@ def unposted():
                    "it is of a call that was posted")
 
 
+def early():
+    """Replies that are there before the task knows that its call was sent: errors last until then."""
+    def tardy(action):
+        def act():
+            shim_set(run, "slow", 1)
+            try:
+                action()
+            finally:
+                equal(read(f"{PARAMETERS}/slow").strip(), "0", "tasks still to be held up")
+        return act
+
+    with shim(run), through_proxy():
+        fetch()
+        spoiled("a reply before its call is known to be sent", lambda *a: proxy.honest(*a), procedure=FSSTAT,
+                action=tardy(stat_fs))
+        spoiled("a reply that makes no sense, before its call is known to be sent", changes(proc=99),
+                procedure=FSSTAT, action=tardy(stat_fs), fails=1, bad=1)
+
+
 for name in (SIZE, SIZE + 1, 700, 1500, 3500):
     with through_proxy():
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
@@ -657,7 +678,7 @@ for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (useless, 100), 
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
-for group in (sessions, silence, spent, given_up, unposted):
+for group in (sessions, silence, spent, given_up, unposted, early):
     if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
         group()
 

@@ -13,6 +13,7 @@
  *   hold=1                 completions of Sends of the newest queue pair are held back, until hold=0
  *   late=1                 whoever is about to wait for room to send is held up instead, until what
  *                          was held back is there
+ *   slow=1                 the next task that has sent its call learns of that 200 ms later
  *
  * Loaded before the device has connections, on devices whose DMA addresses are kernel addresses:
  * rxe and siw.
@@ -280,6 +281,29 @@ static int about_to_wait(struct kprobe *probe, struct pt_regs *regs)
 	return 1;
 }
 
+static int slow;
+module_param(slow, int, 0644);
+
+/* Of a task that is not queued there is nothing to wake. */
+static noinline void wake_nobody(void)
+{
+	msleep(200);
+}
+
+static int has_sent(struct kprobe *probe, struct pt_regs *regs)
+{
+	struct rpc_wait_queue *queue = (void *)regs_get_kernel_argument(regs, 0);
+	struct rpc_task *task = (void *)regs_get_kernel_argument(regs, 1);
+	struct rpc_xprt *xprt = task->tk_xprt;
+
+	if (!xprt || xprt->xprt_class->ident != XPRT_TRANSPORT_RDMA || queue != &xprt->sending || RPC_IS_QUEUED(task))
+		return 0;
+	if (!xchg(&slow, 0))
+		return 0;
+	instruction_pointer_set(regs, (unsigned long)wake_nobody);
+	return 1;
+}
+
 /* --- events of the connection manager */
 
 static struct {
@@ -358,6 +382,7 @@ static struct kprobe probes[] = {
 	{ .symbol_name = "rust_helper_alloc_pages", .pre_handler = refuse, .post_handler = after },
 	{ .symbol_name = "register_sysctl_sz", .pre_handler = refuse_sysctl, .post_handler = after },
 	{ .symbol_name = "cma_cm_event_handler", .pre_handler = cm_event, .post_handler = after },
+	{ .symbol_name = "rpc_wake_up_queued_task_set_status", .pre_handler = has_sent, .post_handler = after },
 	{ .symbol_name = "xprt_wait_for_buffer_space", .pre_handler = about_to_wait, .post_handler = after },
 };
 
