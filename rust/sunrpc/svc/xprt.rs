@@ -27,6 +27,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        barrier::smp_mb,
         new_spinlock,
         Completion,
         Refcount,
@@ -78,6 +79,11 @@ impl Core {
     ///
     /// Handlers ask this, by way of `svc_xprt_enqueue`, while the connection may be on its way out.
     pub(super) fn has_room(&self) -> bool {
+        // Whoever asks has set a flag before; who clears `full` looks at the flags after that. On
+        // amd64 the operations that set flags are barriers.
+        if !cfg!(CONFIG_X86_64) {
+            smp_mb();
+        }
         !self.full.load(Relaxed)
     }
 
