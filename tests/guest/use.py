@@ -268,6 +268,9 @@ def all_checks():
 if NODES > 1 or MODULE != "rpcrdma_rust":
     with check("choices"):
         raise Skip("for one guest, with our module")
+elif run("modprobe", "-n", "overlay", ok=False)[0]:
+    with check("choices"):
+        raise Skip("the kernel has no overlay file system, and nobody installs modules for one that is not used")
 else:
     with machine():
         all_checks()
