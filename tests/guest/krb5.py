@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from events import of
+from events import traced as transport_events
 from lib import *
 
 FLAVOURS = ("krb5", "krb5i", "krb5p")
@@ -101,8 +103,10 @@ def shapes(at, flavour):
 
     def counted(action):
         before, sent = xprt_stats(at), transmissions(at)
-        result = action()
+        with transport_events(run, only=["xprtrdma_marshal"]) as events:
+            result = action()
         calls = {name: n - sent[name] for name, n in transmissions(at).items() if n != sent[name]}
+        calls["how"] = of(events, "xprtrdma_marshal")
         return result, grown(at, before, *names), calls
 
     _, wrote, stores = counted(lambda: write_file(path, data, direct=True))
