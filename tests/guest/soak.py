@@ -152,6 +152,7 @@ parser.add_argument("--seed", default=os.environ.get("SOAK_SEED")
 args = parser.parse_args()
 chance = random.Random(args.seed)
 happened, slowest = collections.Counter(), collections.Counter()
+PATIENCE, LONGEST = "/proc/sys/kernel/hung_task_timeout_secs", 180
 say(f"seed {args.seed}, {args.seconds:.0f} s")
 workers = []
 
@@ -164,13 +165,17 @@ def all_go_on():
         happened["a queue pair of rxe for connecting was in error"] += mend()
         return all(worker.done() >= count for worker, count in zip(workers, wanted))
 
-    wait_for(better, 180,
+    wait_for(better, LONGEST,
              f"all work goes on: {[(w.name, w.done(), count) for w, count in zip(workers, wanted)]}")
     return time.monotonic() - begun
 
 
 with check("work on four mounts"):
     base = use_count()
+    # Who writes may wait for long: an attempt to connect whose answer went with the server's device is given up
+    # after a minute (the connection manager asks sixteen times, 4 s apart).
+    usual = read(PATIENCE)
+    write(PATIENCE, str((LONGEST + 20) * SLOWNESS))
     workers += [Worker(number, args.seed) for number in range(len(KINDS))]
     wait_for(lambda: all(worker.done() for worker in workers), 60, "all work has begun")
 
@@ -204,4 +209,5 @@ with check("all is unmounted, and the module's use count is where it was", limit
         on_server(f"rm -rf {worker.folder}")
     # With one guest, the server's part has connections of its own for a moment.
     wait_for(lambda: use_count() == base, 60, f"use count {base}, it is {use_count()}")
+    write(PATIENCE, usual)
 done()
