@@ -646,7 +646,7 @@ def unposted():
 
 
 def early():
-    """Replies that are there before the task knows that its call was sent: errors last until then."""
+    """Replies that are there before the task knows that its call was sent: what they say is not lost."""
     def tardy(action):
         def act():
             shim_set(run, "slow", 1)

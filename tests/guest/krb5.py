@@ -9,8 +9,7 @@ import subprocess
 import sys
 import time
 
-from events import of
-from events import traced as transport_events
+from events import of, traced as transport_events
 from lib import *
 
 FLAVOURS = ("krb5", "krb5i", "krb5p")

@@ -172,8 +172,7 @@ def all_go_on():
 
 with check("work on four mounts"):
     base = use_count()
-    # Who writes may wait for long: an attempt to connect whose answer went with the server's device is given up
-    # after a minute (the connection manager asks sixteen times, 4 s apart).
+    # Who writes may wait for long: the connection manager gives up an attempt that nobody answers after a minute.
     usual = read(PATIENCE)
     write(PATIENCE, str((LONGEST + 20) * SLOWNESS))
     workers += [Worker(number, args.seed) for number in range(len(KINDS))]

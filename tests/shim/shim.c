@@ -33,7 +33,7 @@
 #include <rdma/ib_verbs.h>
 #include <rdma/rdma_cm.h>
 
-static char *device;
+static char *device = "";
 module_param(device, charp, 0444);
 
 static unsigned long text[2];
@@ -609,7 +609,7 @@ module_param_cb(max_qp_wr, &max_qp_wr_ops, NULL, 0200);
 
 static int add(struct ib_device *device_)
 {
-	if (dev || !device || strcmp(dev_name(&device_->dev), device))
+	if (dev || strcmp(dev_name(&device_->dev), device))
 		return -EOPNOTSUPP;
 	dev = device_;
 	old = dev->ops;
