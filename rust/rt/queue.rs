@@ -76,9 +76,12 @@ impl Drop for OwnedQueue {
 }
 
 static MODULE_QUEUE: Atomic<*mut bindings::workqueue_struct> = Atomic::new(core::ptr::null_mut());
+static CLOSING_QUEUE: Atomic<*mut bindings::workqueue_struct> = Atomic::new(core::ptr::null_mut());
 
-/// Keeps the module's queue: see [`module_queue`].
+/// Keeps the module's queues: see [`module_queue`] and [`closing_queue_raw`].
 pub(crate) struct ModuleQueue {
+    // The first to go: its items may use the other one.
+    _closing: OwnedQueue,
     _queue: OwnedQueue,
 }
 
@@ -91,13 +94,19 @@ impl ModuleQueue {
     /// it is the last thing that the module's exit drops.
     pub(crate) unsafe fn new(name: &'static CStr) -> Result<Self> {
         let queue = OwnedQueue::new(name)?;
+        let closing = OwnedQueue::new(c"rpcrdma_closing")?;
         MODULE_QUEUE.store(queue.as_raw(), Release);
-        Ok(Self { _queue: queue })
+        CLOSING_QUEUE.store(closing.as_raw(), Release);
+        Ok(Self {
+            _closing: closing,
+            _queue: queue,
+        })
     }
 }
 
 impl Drop for ModuleQueue {
     fn drop(&mut self) {
+        CLOSING_QUEUE.store(core::ptr::null_mut(), Release);
         MODULE_QUEUE.store(core::ptr::null_mut(), Release);
         // What remains are kernel threads between their last `module_put` and the return from our
         // code. Each of them gives up its CPU before this returns.
@@ -130,7 +139,16 @@ pub(crate) fn without_fs<R>(f: impl FnOnce() -> R) -> R {
 
 /// As [`module_queue`], for C functions.
 pub(crate) fn module_queue_raw() -> *mut bindings::workqueue_struct {
-    let queue = MODULE_QUEUE.load(Acquire);
+    or_system(MODULE_QUEUE.load(Acquire))
+}
+
+/// A queue for items that tear connections down: these wait for items of the RDMA core, and of
+/// [`module_queue`]. Otherwise like that.
+pub(crate) fn closing_queue_raw() -> *mut bindings::workqueue_struct {
+    or_system(CLOSING_QUEUE.load(Acquire))
+}
+
+fn or_system(queue: *mut bindings::workqueue_struct) -> *mut bindings::workqueue_struct {
     if queue.is_null() {
         // SAFETY: Reading a pointer that is set at boot.
         return unsafe { bindings::system_dfl_wq };

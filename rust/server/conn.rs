@@ -147,9 +147,11 @@ impl Service for Peer {
                 why
             );
         }
-        self.handle.close();
         if why == Lost::DeviceRemoved {
+            // The removal waits for this connection, and threads of nfsd may wait for a file system.
             self.handle.close_now();
+        } else {
+            self.handle.close();
         }
     }
 

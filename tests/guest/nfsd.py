@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import subprocess
 import time
 
 from lib import *
@@ -84,6 +85,41 @@ with check("the server's RDMA device is removed and comes back", 300):
         time.sleep(3)
         on_server(ADD)
         all_go_on(loads, 120)
+
+with check("the server's RDMA device goes while no thread of nfsd is free", 200):
+    if NODES == 1:
+        raise Skip("in one guest it is the client's as well")
+    threads, jobs = int(on_server("cat /proc/fs/nfsd/threads")), []
+    on_server("mkfs.ext4 -q /dev/vdd; mkdir -p /export/disk; mount /dev/vdd /export/disk; chmod 777 /export/disk; "
+              "exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'")
+    os.makedirs("/mnt/slow", exist_ok=True)
+    run("mount", "-t", "nfs", "-o", "vers=3,proto=tcp,nolock", f"{SERVER}:/export/disk", "/mnt/slow")
+    try:
+        # Each in its own: the client creates one file at a time in a directory.
+        places = [f"/mnt/slow/{n}" for n in range(6)]
+        for place in places:
+            os.mkdir(place)
+        with mounted("3"):
+            on_server("echo 2 >/proc/fs/nfsd/threads; fsfreeze -f /export/disk")
+            try:
+                jobs = [subprocess.Popen(["touch", f"{place}/file"]) for place in places]
+                wait_for(lambda: on_server("ps -C nfsd -o stat=").split() in (["D"] * 2, ["D<"] * 2), 30,
+                         "both threads wait for the file system")
+                on_server(f"({DELETE}) >/dev/null 2>&1 &")
+                begun = time.monotonic()
+                wait_for(lambda: f"{RDMA}0" not in on_server("rdma link"), 30, "the device has gone")
+                say(f"after {time.monotonic() - begun:.1f} s")
+                expect(all(job.poll() is None for job in jobs), "a call was answered")
+            finally:
+                on_server(f"fsfreeze -u /export/disk; echo {threads} >/proc/fs/nfsd/threads")
+            for job in jobs:
+                equal(job.wait(60 * SLOWNESS), 0, "status of a writer")
+            wait_for(lambda: f"{RDMA}0" not in on_server("rdma link"), 30, "the device has gone")
+            on_server(ADD)
+            os.listdir("/mnt/a")
+    finally:
+        run("umount", "/mnt/slow")
+        on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
 
 
 def one_listener():

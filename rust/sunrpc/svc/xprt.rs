@@ -292,19 +292,22 @@ impl SvcHandle {
         unsafe { bindings::svc_xprt_deferred_close(self.core().raw()) };
     }
 
-    /// The transport is to be closed, also when the service has no threads (row S75). Any context.
+    /// The transport is to be closed at once, also when the service has no thread that is free (row
+    /// S75): but if a thread has it, by that. Any context.
+    ///
+    /// Not behind [`Self::close`], which leaves it to the next thread that is free.
     pub(crate) fn close_now(&self) {
         let core = self.core();
         if core.close_queued.xchg(true, Full) || !core.get_unless_dead() {
             return;
         }
         // SAFETY: The work item was initialised with the transport, of which it gets the reference.
-        // It is queued once, and the module's queue is drained before the module goes.
+        // It is queued once, and the queue is drained before the module goes.
         unsafe {
             bindings::queue_work_on(
                 // CAST: A small number.
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                queue::module_queue_raw(),
+                queue::closing_queue_raw(),
                 core.close_work.get(),
             )
         };
