@@ -269,6 +269,25 @@ mod tests {
     }
 
     #[test]
+    fn many_pages_congest_whether_written_from_or_read_into() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        conn.shared.sq.lock().many_pages = 2 * PAGES + 1;
+        post_reply(&conn, &alive, 0)?;
+        post_reply(&conn, &alive, 0)?;
+        assert!(seen.lock().congested.is_empty());
+        post_read(&conn, &alive, pages(1)?.0, 1)?;
+        assert!(seen.lock().congested.as_slice() == [true]);
+        fake.complete(1, OK);
+        assert!(seen.lock().congested.as_slice() == [true, false] && seen.lock().writable == 1);
+        post_reply(&conn, &alive, 0)?;
+        assert!(seen.lock().congested.as_slice() == [true, false, true]);
+        fake.complete(fake.sends(), OK);
+        assert!(seen.lock().congested.len() == 4 && seen.lock().writable == 2);
+        assert_eq!(conn.shared.sq.lock().pages, 0);
+        Ok(())
+    }
+
+    #[test]
     fn idle_memory_is_bounded_and_goes() -> Result {
         let (fake, seen, alive, conn) = server()?;
         let limits = *conn.limits();

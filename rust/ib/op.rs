@@ -158,11 +158,12 @@ impl<S: Service> Op<S> {
         )?)
     }
 
-    /// Pages that it reads into.
+    /// Pages that it reads into, or writes from.
     pub(super) fn pages(&self) -> usize {
         match &self.memory {
             Memory::Sink(pages) => pages.len(),
-            _ => 0,
+            Memory::Source(payload) => payload.pages(),
+            Memory::None => 0,
         }
     }
 

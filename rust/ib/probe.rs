@@ -11,7 +11,8 @@
 //! How often, and for how long, the device tries again is for the peer to say when it connects, and
 //! iWARP leaves it to TCP, which takes a quarter of an hour. So there is a limit to patience besides:
 //! when nothing that was posted is completed for some time, the connection is given up. A peer that
-//! lets one operation complete now and then holds the memory of those that are posted for longer.
+//! lets one operation complete now and then holds the memory of those that are posted for longer; `Sq`
+//! says how much that can be.
 //!
 //! ```text
 //! seconds   0    traffic, the last sign of life

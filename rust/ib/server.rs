@@ -129,6 +129,9 @@ pub(crate) trait Payload: Send + 'static {
     /// The pieces of memory of `len` bytes from byte `at` of the reply on.
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
 
+    /// How many pages it keeps.
+    fn pages(&self) -> usize;
+
     /// The list of its pages.
     fn into_pages(self) -> PageVec;
 }

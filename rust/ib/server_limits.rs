@@ -40,7 +40,7 @@ const MAX_PAGES_PER_REGION: u32 = 256;
 /// one region (row S21).
 const SEGMENTS_PER_REGION: u32 = 3;
 
-/// Pages that are being read into at a time, if requests are not larger: 16 MiB.
+/// Pages that are being read into or written from at a time, if messages are not larger: 16 MiB.
 const MANY_PAGES: u32 = 4096;
 
 /// What a protocol asks of connections.

@@ -50,9 +50,9 @@ pub(super) struct Sq<S: Service> {
     /// Replies that are in line or posted, and how many are enough.
     replies: u32,
     many_replies: u32,
-    /// Pages of reads that are in line or posted, and how many are enough.
-    pages: usize,
-    many_pages: usize,
+    /// Pages of payload of what is in line or posted, and how many are enough.
+    pub(super) pages: usize,
+    pub(super) many_pages: usize,
     congested: bool,
     pub(super) waiting: Fifo<Op<S>>,
     pub(super) closed: bool,

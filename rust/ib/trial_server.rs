@@ -73,7 +73,7 @@ pub(super) const PARAMS: ServerParams = ServerParams {
 pub(super) const KEY: u32 = 0x1234_5600;
 
 /// Pages of a payload.
-const PAGES: usize = 8;
+pub(super) const PAGES: usize = 8;
 
 /// Counts those of its kind that exist.
 struct Token(Arc<Atomic<u32>>);
@@ -119,6 +119,10 @@ impl Payload for Source {
             // SAFETY: As above; the value keeps it.
             Some(unsafe { Region::new(NonNull::new(page)?, offset as u32, take as u32) })
         })
+    }
+
+    fn pages(&self) -> usize {
+        self.buf.len().div_ceil(PAGE_SIZE)
     }
 
     fn into_pages(self) -> PageVec {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Who sleeps until he gets a bit, as `wait_on_bit_lock` does.
+//! Words of bits, and who sleeps until he gets a bit, as `wait_on_bit_lock` does.
 //!
 //! C header: [include/linux/wait_bit.h](srctree/include/linux/wait_bit.h)
 
@@ -10,17 +10,23 @@ use kernel::{
     sync::barrier::smp_mb, //
 };
 
+/// A barrier after an atomic operation that changed a bit and is none by itself. Any context.
+///
+/// On amd64 every such operation is a barrier.
+pub(crate) fn barrier() {
+    if !cfg!(CONFIG_X86_64) {
+        smp_mb();
+    }
+}
+
 /// Wakes those who sleep until this bit is cleared, after it was. Any context.
 ///
 /// # Safety
 ///
 /// `word` is a word of bits that stays for the call.
 pub(crate) unsafe fn wake(word: *mut c_ulong, bit: u32) {
-    // Who has not seen the bit cleared is found: that comes before the look at the queue. On amd64 the
-    // operation that clears it is a barrier.
-    if !cfg!(CONFIG_X86_64) {
-        smp_mb();
-    }
+    // Who has not seen the bit cleared is found: that comes before the look at the queue.
+    barrier();
     // SAFETY: By the contract of this function. CAST: There are 64 bits.
     unsafe { bindings::wake_up_bit(word, bit as c_int) };
 }

@@ -115,7 +115,7 @@ unsafe fn create<T: ClientTransport>(
         (*raw).connect_timeout = TIMEOUT.to_initval;
         (*raw).max_reconnect_timeout = TIMEOUT.to_maxval;
         (*raw).bind_timeout = BIND_TIMEOUT;
-        (*raw).reestablish_timeout = connect::INIT_REESTABLISH;
+        (*raw).reestablish_timeout = connect::FIRST_RETRY;
         (*raw).idle_timeout = IDLE_TIMEOUT;
         (*raw).ops = const { &Vtable::<T>::OPS };
         // Side protocols, such as rpcbind and MOUNT, go by TCP.

@@ -30,12 +30,12 @@ use kernel::{
     sync::atomic::Relaxed, //
 };
 
-/// Row C9: the first delay between two attempts to connect, in jiffies.
+/// Row C12: half the shortest time that an attempt to connect gets, in jiffies.
 pub(super) const INIT_REESTABLISH: usize = 5 * HZ;
 
 /// How far attempts are apart after the first failure, in jiffies: as long as sunrpc waits before it
 /// asks again when a server refuses, so that a quick restart of a server costs no more than that.
-const FIRST_RETRY: usize = 3 * HZ;
+pub(super) const FIRST_RETRY: usize = 3 * HZ;
 
 /// After how long a delayed attempt to connect looks whether anybody still wants it, in jiffies.
 const MAX_STEP: usize = HZ / 2;
@@ -219,7 +219,12 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
             EAGAIN
         }
         Err(error) => {
-            settle(xprt);
+            if awaited {
+                // It was given up for an administrator: that says nothing about the server.
+                xprt.own.life.store(life::DOWN, Relaxed);
+            } else {
+                settle(xprt);
+            }
             // Tasks that this failure wakes ask for the transport to be closed, if it is still as
             // they saw it. There is nothing to close; and one that is late would close the next
             // connection, on which an attempt may be under way already.

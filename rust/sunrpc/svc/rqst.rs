@@ -462,6 +462,10 @@ pub(crate) struct DetachedReply {
 }
 
 impl ib::Payload for DetachedReply {
+    fn pages(&self) -> usize {
+        self.pages.len()
+    }
+
     fn into_pages(self) -> PageVec {
         self.pages
     }

@@ -9,7 +9,8 @@ use crate::{
     bindings,
     rt::{
         fifo::Ring,
-        queue, //
+        queue,
+        waitbit, //
     },
 };
 use core::{
@@ -27,7 +28,6 @@ use kernel::{
             Relaxed,
             Release, //
         },
-        barrier::smp_mb,
         new_spinlock,
         Completion,
         Refcount,
@@ -79,11 +79,8 @@ impl Core {
     ///
     /// Handlers ask this, by way of `svc_xprt_enqueue`, while the connection may be on its way out.
     pub(super) fn has_room(&self) -> bool {
-        // Whoever asks has set a flag before; who clears `full` looks at the flags after that. On
-        // amd64 the operations that set flags are barriers.
-        if !cfg!(CONFIG_X86_64) {
-            smp_mb();
-        }
+        // Whoever asks has set a flag before; who clears `full` looks at the flags after that.
+        waitbit::barrier();
         !self.full.load(Relaxed)
     }
 
