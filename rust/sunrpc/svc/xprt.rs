@@ -290,7 +290,7 @@ impl SvcHandle {
     }
 
     /// The transport is to be closed at once, also when the service has no thread that is free (row
-    /// S75): but if a thread has it, by that. Any context.
+    /// S75): but if a thread has it, or it is in line for one, by that. Any context.
     ///
     /// Not behind [`Self::close`], which leaves it to the next thread that is free.
     pub(crate) fn close_now(&self) {
