@@ -148,7 +148,8 @@ impl Service for Peer {
             );
         }
         if why == Lost::DeviceRemoved {
-            // The removal waits for this connection, and threads of nfsd may wait for a file system.
+            // The removal waits for this connection, and threads of nfsd may wait for a file system. No help
+            // if the connection is in line for one, or a blocked one has a call of it.
             self.handle.close_now();
         } else {
             self.handle.close();

@@ -220,7 +220,7 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
         }
         Err(error) => {
             if awaited {
-                // It was given up for an administrator: that says nothing about the server.
+                // Most likely it was given up for an administrator: that says nothing about the server.
                 xprt.own.life.store(life::DOWN, Relaxed);
             } else {
                 settle(xprt);
