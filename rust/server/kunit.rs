@@ -234,6 +234,27 @@ mod tests {
     }
 
     #[test]
+    fn padding_that_the_client_leaves_out_is_zeroes() -> Result {
+        let (fake, _xprt, mut rqst, conn) = trial()?;
+        for len in [1, 2, 3, PAGE - 3, PAGE + 1] {
+            assert!(fake.receive(&with_read(len)?, None));
+            assert!(receive(&conn, &mut rqst)?.is_none());
+            fake.complete(1, OK);
+            assert!(receive(&conn, &mut rqst)?.is_some());
+            let message = rqst.message()?;
+            let end = len.next_multiple_of(4) as usize;
+            assert_eq!(message.len(), BODY.len() + end);
+            let mut pad = message
+                .iter()
+                .skip(20 + len as usize)
+                .take(end - len as usize);
+            assert!(pad.all(|byte| *byte == 0));
+            assert!(message.get(20 + end..) == BODY.get(20..));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn call_that_cannot_be_served_is_answered_and_costs_nothing() -> Result {
         let (fake, xprt, mut rqst, conn) = trial()?;
         for (bytes, error) in [

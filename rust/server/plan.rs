@@ -104,7 +104,7 @@ impl<'c, 'a> Plan<'c, 'a> {
                 for read in self.call.reads.clone() {
                     at = segment(read.segment, at, sink)?;
                 }
-                Ok(())
+                pad(at, sink).map(|_| ())
             }
         }
     }
@@ -136,6 +136,20 @@ fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
         sink(at, Step::Read(segment))?;
     }
     at.checked_add(len).ok_or(EINVAL)
+}
+
+/// What a chunk leaves out to the next multiple of four. nfsd may take it for payload, if a client says
+/// so; and the page has something of another call there.
+fn pad(at: usize, sink: Sink<'_, '_>) -> Result<usize> {
+    let end = at.checked_next_multiple_of(4).ok_or(EINVAL)?;
+    // At most three bytes.
+    if let Some(zeroes) = PAD
+        .get(..end.wrapping_sub(at))
+        .filter(|zeroes| !zeroes.is_empty())
+    {
+        sink(at, Step::Copy(zeroes))?;
+    }
+    Ok(end)
 }
 
 /// Puts together the bytes `from` to `to` of the source: first the Position Zero Read chunk, then
@@ -208,15 +222,7 @@ fn linear<'a>(call: &Call<'a>, sink: Sink<'_, 'a>) -> Result<usize> {
         for part in chunk.segments() {
             at = segment(part, at, sink)?;
         }
-        let end = at.checked_next_multiple_of(4).ok_or(EINVAL)?;
-        // At most three bytes.
-        if let Some(pad) = PAD
-            .get(..end.wrapping_sub(at))
-            .filter(|pad| !pad.is_empty())
-        {
-            sink(at, Step::Copy(pad))?;
-        }
-        at = end;
+        at = pad(at, sink)?;
     }
     source(call, used, have, at, sink)
 }

@@ -69,6 +69,9 @@ pub(crate) fn take<W>(inbox: &Inbox<W>) -> Option<W> {
     inbox.take()
 }
 
+/// What pages of a request are full of.
+const STALE: u8 = 0xaa;
+
 /// The request of a thread.
 ///
 /// # Invariants
@@ -111,6 +114,9 @@ impl TrialRqst {
         for list in [&mut self.call, &mut self.reply] {
             for entry in list.iter_mut().filter(|entry| entry.is_null()) {
                 let page = Page::alloc_page(GFP_KERNEL)?;
+                // What another call has left there.
+                // SAFETY: A page in the linear map, and ours.
+                unsafe { bindings::page_address(page.as_ptr()).write_bytes(STALE, PAGE_SIZE) };
                 *entry = page.as_ptr();
                 // The list has the reference.
                 core::mem::forget(page);
