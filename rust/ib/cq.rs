@@ -70,6 +70,18 @@ impl<'a> Wc<'a> {
             })
         }
     }
+
+    /// As [`Self::ok`], of a Receive. A peer's RDMA Write with Immediate uses one up, too, with success,
+    /// and leaves in its buffer what was there before: an older message, of another connection even.
+    pub(super) fn message(self) -> Result<WcOk<'a>, WcErr> {
+        let wc = self.ok()?;
+        if wc.0.opcode == bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM {
+            return Err(WcErr {
+                status: bindings::ib_wc_status_IB_WC_BAD_RESP_ERR,
+            });
+        }
+        Ok(wc)
+    }
 }
 
 /// A completion that reports success.

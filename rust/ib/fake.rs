@@ -300,6 +300,23 @@ impl Fake {
     /// A message arrives, which invalidates a key. Waits for the handlers. `false` if no Receive is
     /// posted for it.
     pub(crate) fn receive(&self, bytes: &[u8], key: Option<u32>) -> bool {
+        self.arrives(bytes, |wc| {
+            if let Some(key) = key {
+                wc.wc_flags = bindings::ib_wc_flags_IB_WC_WITH_INVALIDATE as c_int;
+                wc.ex.invalidate_rkey = key;
+            }
+        })
+    }
+
+    /// The peer writes so many bytes elsewhere with immediate data, as [`Self::receive`].
+    pub(crate) fn receive_immediate(&self, len: u32) -> bool {
+        self.arrives(&[], |wc| {
+            wc.opcode = bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM;
+            wc.byte_len = len;
+        })
+    }
+
+    fn arrives(&self, bytes: &[u8], detail: impl FnOnce(&mut bindings::ib_wc)) -> bool {
         {
             let mut facts = self.state.facts.lock();
             let Some(posted) = facts.receives.first().copied() else {
@@ -321,10 +338,7 @@ impl Fake {
                 return false;
             };
             wc.byte_len = len as u32;
-            if let Some(key) = key {
-                wc.wc_flags = bindings::ib_wc_flags_IB_WC_WITH_INVALIDATE as c_int;
-                wc.ex.invalidate_rkey = key;
-            }
+            detail(wc);
         }
         self.ring();
         self.settle();

@@ -77,6 +77,20 @@ mod tests {
     }
 
     #[test]
+    fn write_with_immediate_is_no_message() -> Result {
+        let (fake, seen, _, conn) = trial()?;
+        for _ in 0..fake.receives() {
+            assert!(fake.receive(b"message", None));
+        }
+        let before = seen.lock().messages;
+        assert!(fake.receive_immediate(7));
+        assert_eq!(seen.lock().messages, before);
+        assert_eq!(seen.lock().lost, 1);
+        drop(conn);
+        Ok(())
+    }
+
+    #[test]
     fn sends_make_room_when_a_later_one_is_complete() -> Result {
         let (fake, seen, _, mut conn) = trial()?;
         let all = conn.inner.limits.tx_count as usize;

@@ -95,6 +95,19 @@ mod tests {
     }
 
     #[test]
+    fn write_with_immediate_is_no_message() -> Result {
+        let (fake, seen, _, conn) = server()?;
+        for _ in 0..conn.limits().messages {
+            assert!(fake.receive(b"message", None));
+        }
+        let before = seen.lock().received;
+        assert!(fake.receive_immediate(7));
+        assert_eq!(seen.lock().received, before);
+        assert_eq!(seen.lock().lost, 1);
+        Ok(())
+    }
+
+    #[test]
     fn receive_that_cannot_be_posted_ends_the_connection() -> Result {
         for (taken, vague) in [(0, false), (1, false), (0, true), (1, true)] {
             let (fake, seen, _, conn) = server()?;

@@ -103,7 +103,7 @@ unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
         this.posted = false;
         trace::xprtrdma_wc_receive(|| (wc.traced(), wc.cid(this.number)));
         let inner = cx.inner();
-        match wc.ok() {
+        match wc.message() {
             Ok(wc) => {
                 this.mem.filled(wc.byte_len());
                 this.invalidated = wc.invalidated_rkey();
