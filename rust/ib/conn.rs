@@ -339,7 +339,7 @@ impl<P: Protocol> Conn<P> {
             return Err(EINVAL);
         };
         let limits = inner.limits;
-        self.patience = Some(Patience::start(inner)?);
+        self.patience = Some(Patience::start(inner, domain)?);
         self.listening = Some(domain.lease().listen(inner.clone(), GFP_KERNEL)?);
         id.events().set_link(inner.clone());
 

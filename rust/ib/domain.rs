@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::completion::Completion, //
+    rt::{
+        completion::Completion,
+        queue, //
+    },
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -137,11 +140,25 @@ impl Domain {
         ret == 0
     }
 
-    /// Tells the connection, if there still is one, that it is lost. Sleeps.
+    /// Tells the connection, if there still is one, that it is lost, and stops its queue pair: what is
+    /// posted is flushed without the owner. Sleeps.
+    ///
+    /// The owner closes a connection when nobody sends on it; and who sends may wait for what is posted.
     pub(super) fn fail(&self, why: Lost) {
-        if let Some(gate) = self.gate.lock().as_ref() {
-            gate.owner.lost(why);
-        }
+        let gate = self.gate.lock();
+        let Some(gate) = gate.as_ref() else {
+            return;
+        };
+        gate.owner.lost(why);
+        let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
+        attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
+        // CAST: A low bit.
+        let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
+        // If the device does not do it, that is left to the end of the connection.
+        queue::without_fs(|| {
+            // SAFETY: The queue pair is valid by the type invariant.
+            unsafe { bindings::ib_modify_qp(gate.qp.as_ptr(), &mut attr, mask) }
+        });
     }
 
     /// The queue pair and both completion queues are gone: whoever tears the connection down calls this.

@@ -287,7 +287,7 @@ mod tests {
         let (fake, seen, alive, mut conn) = trial()?;
         send_set(&mut conn, &seen, &alive)?;
         fake.complete(fake.sends(), OK);
-        let patience = Patience::new(&conn.inner);
+        let patience = Patience::new(&conn.inner, &conn.domain);
         // Nothing is pending.
         for _ in 0..10 {
             patience.tick();
@@ -308,6 +308,9 @@ mod tests {
         assert_eq!(seen.lock().lost, 0);
         patience.tick();
         assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::InvalidateFailed));
+        // Nobody need close the connection for it to end.
+        fake.complete(0, OK);
+        assert!(seen.lock().fenced.last() == Some(&(2, None)));
         let proof = conn.shutdown();
         assert!(take_set(&seen)?.reclaim(&proof).is_ok());
         Ok(())

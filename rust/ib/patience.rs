@@ -6,11 +6,12 @@
 //! room in its TCP window, on InfiniBand and RoCE for a Receive of its, both for as long as it likes.
 //! Meanwhile the memory is its to reach, so nobody may use it again, and whoever ends an RPC (a signal
 //! has killed its process, say) waits in a sleep that only the end of the access ends. So when no
-//! fence ends for some time, the connection does: without a queue pair nobody reaches anything.
+//! fence ends for some time, the connection does, and its queue pair stops at once: who has the
+//! transport's lock, without which no connection is closed, may be the one that waits.
 
 use super::{
     conn::Protocol,
-    device::Link,
+    domain::Domain,
     inner::Inner,
     Lost, //
 };
@@ -41,20 +42,22 @@ pub(super) const SECONDS: u32 = 30;
 /// Looks after the fences of one connection.
 pub(super) struct Patience<P: Protocol> {
     inner: Arc<Inner<P>>,
+    domain: Arc<Domain>,
     /// Periods in which fences were pending and none ended.
     quiet: Atomic<u32>,
 }
 
 impl<P: Protocol> Patience<P> {
     /// Begins, until the result is dropped, which sleeps. May sleep.
-    pub(super) fn start(inner: &Arc<Inner<P>>) -> Result<Ticker<Self>> {
-        Ticker::new(PERIOD_MS, Self::new(inner))
+    pub(super) fn start(inner: &Arc<Inner<P>>, domain: &Arc<Domain>) -> Result<Ticker<Self>> {
+        Ticker::new(PERIOD_MS, Self::new(inner, domain))
     }
 
     /// Looks when its [`Tick::tick`] is called.
-    pub(super) fn new(inner: &Arc<Inner<P>>) -> Self {
+    pub(super) fn new(inner: &Arc<Inner<P>>, domain: &Arc<Domain>) -> Self {
         Self {
             inner: inner.clone(),
+            domain: domain.clone(),
             quiet: Atomic::new(0),
         }
     }
@@ -70,7 +73,7 @@ impl<P: Protocol> Tick for Patience<P> {
         };
         self.quiet.store(quiet, Relaxed);
         if quiet >= PATIENCE {
-            self.inner.lost(Lost::InvalidateFailed);
+            self.domain.fail(Lost::InvalidateFailed);
         }
     }
 }

@@ -142,11 +142,32 @@ unsafe extern "C" fn create_qp(
 }
 
 unsafe extern "C" fn modify_qp(
-    _: *mut bindings::ib_qp,
-    _: *mut bindings::ib_qp_attr,
-    _: c_int,
+    qp: *mut bindings::ib_qp,
+    attr: *mut bindings::ib_qp_attr,
+    mask: c_int,
     _: *mut bindings::ib_udata,
 ) -> c_int {
+    // CAST: A low bit.
+    let to_state = mask & bindings::ib_qp_attr_mask_IB_QP_STATE as c_int != 0;
+    // SAFETY: The attributes are valid.
+    if !to_state || unsafe { (*attr).qp_state } != bindings::ib_qp_state_IB_QPS_ERR {
+        return 0;
+    }
+    {
+        // SAFETY: See above.
+        let mut facts = unsafe { facts((*qp).device) }.lock();
+        if !facts.flushes {
+            return 0;
+        }
+        for send in [true, false] {
+            facts.complete(send, usize::MAX, bindings::ib_wc_status_IB_WC_WR_FLUSH_ERR);
+        }
+    }
+    // SAFETY: The queue pair is valid, and so are its completion queues.
+    unsafe {
+        notify((*qp).send_cq);
+        notify((*qp).recv_cq);
+    }
     0
 }
 
