@@ -235,7 +235,7 @@ fn connect(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>, attempt: &Attempt) 
             trusts_peer: tunables::trusts_servers(),
             private: &private.encode(),
             msecs: CONNECT_MSECS,
-            wanted: &|| !xprt.is_unwanted(),
+            wanted: &|| !xprt.stops(),
             attempt,
         },
         &mut lock.spare,
@@ -255,8 +255,8 @@ fn report(xprt: &Xprt<Rdma>, lock: &SendLock<'_, Rdma>, result: &Result, attempt
     let rc = result.map_or_else(Error::to_errno, |()| 0);
     trace::xprtrdma_connect(|| (xprt.traced(), rc, if rc == 0 { 1 } else { rc }));
     let server = xprt.addr();
-    if rc != 0 && xprt.is_unwanted() {
-        // It was given up, or there is nobody to tell.
+    if rc != 0 && (xprt.was_stopped() || xprt.is_abandoned()) {
+        // There is nothing to tell, or nobody.
         return;
     }
     // An attempt in 15 seconds is below the limit of messages, for as long as the server is away.

@@ -132,6 +132,7 @@ fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Re
     // Traffic can come before the caller sees the connection.
     xprt.own.life.store(life::SILENT, Relaxed);
     xprt.own.renew.store(false, Relaxed);
+    xprt.own.stopped.store(false, Relaxed);
     T::connect(xprt, lock)
 }
 
@@ -219,8 +220,7 @@ pub(super) unsafe extern "C" fn connect_worker<T: ClientTransport>(
             EAGAIN
         }
         Err(error) => {
-            if awaited {
-                // Most likely it was given up for an administrator: that says nothing about the server.
+            if xprt.was_stopped() {
                 xprt.own.life.store(life::DOWN, Relaxed);
             } else {
                 settle(xprt);

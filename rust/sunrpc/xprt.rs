@@ -96,6 +96,8 @@ pub(super) struct Own<T: ClientTransport> {
     pub(super) life: Atomic<u32>,
     /// We asked for the connection to be closed, so that there will be another one.
     pub(super) renew: AtomicFlag,
+    /// The last attempt to connect ended because [`Xprt::stops`] said so.
+    pub(super) stopped: AtomicFlag,
     /// Row X22: the last attempt failed, or brought a connection that died without traffic.
     pub(super) distrust: AtomicFlag,
     /// Where the last attempt went to.
@@ -136,6 +138,7 @@ impl<T: ClientTransport> Own<T> {
             no_handles <- Completion::new(),
             life: Atomic::new(life::DOWN),
             renew: AtomicFlag::new(false),
+            stopped: AtomicFlag::new(false),
             distrust: AtomicFlag::new(false),
             tried <- new_spinlock!(SockAddr::none()),
             last_attempt: Atomic::new(0),
@@ -432,10 +435,21 @@ impl<T: ClientTransport> Core<T> {
         unsafe { waitbit::wake(&raw mut (*self.raw()).state, bindings::XPRT_LOCKED) };
     }
 
-    /// Whether an attempt to connect should be given up: nobody uses the transport any more, or somebody
-    /// has to do with it who cannot wait for the attempt to end by itself.
-    pub(crate) fn is_unwanted(&self) -> bool {
-        self.is_abandoned() || self.is_awaited()
+    /// Whether the attempt to connect has to stop: nobody uses the transport any more, or somebody has
+    /// to do with it who cannot wait for the attempt to end by itself.
+    ///
+    /// For an attempt that ends when this says so, which [`Self::was_stopped`] tells from then on.
+    pub(crate) fn stops(&self) -> bool {
+        let stops = self.is_abandoned() || self.is_awaited();
+        if stops {
+            self.own.stopped.store(true, Relaxed);
+        }
+        stops
+    }
+
+    /// Whether the last attempt to connect was stopped: how it ended says nothing about the server.
+    pub(crate) fn was_stopped(&self) -> bool {
+        self.own.stopped.load(Relaxed)
     }
 
     /// Whether sunrpc considers the transport connected.
