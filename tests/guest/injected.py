@@ -79,18 +79,12 @@ def through(vers, side, every):
             equal(sums[str(number)], sha(random_bytes(SIZE, number)), f"what the server has of {number}")
 
 
-def can_call():
-    """Waits until the server knows that it can call the client: it delegates nothing before."""
-    wait_for(lambda: "UP" in on_server("grep -h 'callback state' /proc/fs/nfsd/clients/*/info; true"), 60,
-             "the server can call the client")
-
-
 def recall(at, folder):
     """A file that the client has read and kept is written at the server: was there a delegation?
 
     The writer waits until the client gave it back, or the server has given up waiting (its lease time).
     """
-    can_call()
+    can_be_called()
     name = f"r{next(numbers)}"
     on_server(f"printf first >{folder}/{name}; chmod 666 {folder}/{name}")
     fd = os.open(f"{at}/injected/{name}", os.O_RDONLY)

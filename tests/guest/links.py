@@ -235,14 +235,8 @@ def rebooted(vers):
               "mount /dev/vdd /export/disk; mkdir -m 777 /export/disk/links; exportfs -o "
               "rw,sync,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'; }")
     # Writes through the page cache may sleep as long as the machine boots.
-    limit = read("/proc/sys/kernel/hung_task_timeout_secs")
-    write("/proc/sys/kernel/hung_task_timeout_secs", str(600 * SLOWNESS))
-    try:
-        with mounted(vers, export="/export/disk") as at, \
-                Work(f"{at}/links", "/export/disk/links") as work:
-            work.through(f"v{vers} server reboots", boot, 150)
-    finally:
-        write("/proc/sys/kernel/hung_task_timeout_secs", limit)
+    with patient(600), mounted(vers, export="/export/disk") as at, Work(f"{at}/links", "/export/disk/links") as work:
+        work.through(f"v{vers} server reboots", boot, 150)
 
 
 for vers in ("3", "4.2") if LONG else ("4.2",):

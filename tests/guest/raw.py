@@ -101,6 +101,15 @@ for name, proc, reads in (
         error(peer, 16)
         good(peer)
 
+with check("an RDMA Write with immediate data is no message: the connection ends"):
+    if RDMA == "siw":
+        raise Skip("iWARP has none")
+    before = connections()
+    with connection() as peer:
+        good(peer)
+        peer.write_with_immediate()
+        is_closed(before)
+
 with check("a key that the server may not use: the connection ends"):
     is_closed(0)
     with shows(on_server, {"svcrdma_wc_read_err": [r"status=REM_ACCESS_ERR \(10/"]} if ROCE else {}), \
@@ -190,6 +199,22 @@ for size in (1, 5, 7, 8):
             reads = [(4, rkey, 4, addr + 4), (at, rkey, length, addr + at)]
             peer.send(fixed(25) + lists(reads) + message[:4] + message[8:at] + rest)
             equal(answer(peer, 25), accepted(25), "answer, two chunks")
+
+with check("a client that leaves out padding gets nothing in its place of what others have written"), \
+        server_folder("pad") as folder, connection() as peer:
+    # With one thread it is the same page again.
+    threads = on_server(f"echo -n >{folder}/file; cat /proc/fs/nfsd/threads; echo 1 >/proc/fs/nfsd/threads").strip()
+    try:
+        file = handle(peer, handle(peer, ROOT, "pad"), "file")
+        rkey, addr = peer.memory(b"A" * PAGE)
+        for length, count in ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5))):
+            call = nfs3(28, 7, file) + words(0, 0, count, 2, count)
+            peer.send(fixed(28) + lists([(len(call), rkey, length, addr)]) + call)
+            equal(answer(peer, 28)[:28], accepted(28) + words(0), "answer to WRITE")
+            got = on_server(f"head -c {count} {folder}/file | od -An -v -tx1").split()
+            equal("".join(got), "41" * length + "00" * (count - length), "what was written")
+    finally:
+        on_server(f"echo {threads} >/proc/fs/nfsd/threads")
 
 with check("chunks that are not needed come back empty, the Reply chunk not at all"), connection() as peer:
     space = peer.space(256)

@@ -122,8 +122,7 @@ def timed(command, text):
 def take_away(kind, command):
     """Take the device away; how long that took."""
     # The device of a network device that goes is taken down by a worker.
-    return timed(command, f"({KINDS[kind][0]}) || exit; n=0; while [ -e /sys/class/infiniband/{RDMA}0 ]; do "
-                          "[ $n -lt 400 ] || exit 1; sleep 0.1; n=$((n + 1)); done")
+    return timed(command, f"({KINDS[kind][0]}) || exit; {AWAIT_GONE}")
 
 
 def goes_on(loads):

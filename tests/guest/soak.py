@@ -12,6 +12,7 @@ tests/run has before and after it, compares memory and RDMA objects.
 
 import argparse
 import collections
+import contextlib
 import random
 import subprocess
 
@@ -152,9 +153,10 @@ parser.add_argument("--seed", default=os.environ.get("SOAK_SEED")
 args = parser.parse_args()
 chance = random.Random(args.seed)
 happened, slowest = collections.Counter(), collections.Counter()
-PATIENCE, LONGEST = "/proc/sys/kernel/hung_task_timeout_secs", 180
+LONGEST = 180
 say(f"seed {args.seed}, {args.seconds:.0f} s")
 workers = []
+patience = contextlib.ExitStack()
 
 
 def all_go_on():
@@ -173,8 +175,7 @@ def all_go_on():
 with check("work on four mounts"):
     base = use_count()
     # Who writes may wait for long: the connection manager gives up an attempt that nobody answers after a minute.
-    usual = read(PATIENCE)
-    write(PATIENCE, str((LONGEST + 20) * SLOWNESS))
+    patience.enter_context(patient(LONGEST + 20))
     workers += [Worker(number, args.seed) for number in range(len(KINDS))]
     wait_for(lambda: all(worker.done() for worker in workers), 60, "all work has begun")
 
@@ -208,5 +209,5 @@ with check("all is unmounted, and the module's use count is where it was", limit
         on_server(f"rm -rf {worker.folder}")
     # With one guest, the server's part has connections of its own for a moment.
     wait_for(lambda: use_count() == base, 60, f"use count {base}, it is {use_count()}")
-    write(PATIENCE, usual)
+    patience.close()
 done()
