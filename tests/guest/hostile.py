@@ -220,6 +220,15 @@ def keys():
             return
         proxy.errors.append("access of the wrong kind succeeded")
 
+    def immediate(connection, call):
+        # It uses a Receive up, in which an old message may be.
+        key, length, at = call.writes[0][0]
+        connection.rdma(e.IBV_WR_RDMA_WRITE_WITH_IMM, key, at, min(length, 100))
+        with contextlib.suppress(Broken):
+            connection.wait_broken(5)
+
+    if RDMA != "siw":
+        spoiled("RDMA Write with immediate data instead of a reply", immediate, bad=0, connects=1)
     spoiled("RDMA Write beyond the segment", beyond, connects=1)
     spoiled("RDMA Read of a Write chunk", wrong_way, connects=1)
     spoiled("RDMA Write to a Read chunk", wrong_way, procedure=WRITE, connects=1)

@@ -9,7 +9,6 @@ import pyverbs.enums as e
 from pyverbs.cmid import CMID, AddrInfo, ConnParam
 from pyverbs.pyverbs_error import PyverbsError
 from pyverbs.qp import QPCap, QPInitAttr
-from pyverbs.wr import SGE, SendWR
 
 from lib import *
 
@@ -62,15 +61,6 @@ class Peer:
             raise Gone(error) from None
         if wc.status:
             raise Gone(f"send status {wc.status}")
-
-    def write_with_immediate(self):
-        """An RDMA Write of no bytes, which uses up one of the server's Receives."""
-        region = self.space(1)
-        wr = SendWR(opcode=e.IBV_WR_RDMA_WRITE_WITH_IMM, num_sge=1, sg=[SGE(region.buf, 0, region.lkey)],
-                    send_flags=e.IBV_SEND_SIGNALED, imm_data=1)
-        wr.set_wr_rdma(region.rkey, region.buf)
-        self.id.qp.post_send(wr)
-        self.wait(self.id.get_send_comp, 10)
 
     def wait(self, get, seconds):
         def alarm(*_):

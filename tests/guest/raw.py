@@ -101,15 +101,6 @@ for name, proc, reads in (
         error(peer, 16)
         good(peer)
 
-with check("an RDMA Write with immediate data is no message: the connection ends"):
-    if RDMA == "siw":
-        raise Skip("iWARP has none")
-    before = connections()
-    with connection() as peer:
-        good(peer)
-        peer.write_with_immediate()
-        is_closed(before)
-
 with check("a key that the server may not use: the connection ends"):
     is_closed(0)
     with shows(on_server, {"svcrdma_wc_read_err": [r"status=REM_ACCESS_ERR \(10/"]} if ROCE else {}), \
