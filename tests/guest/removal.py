@@ -4,9 +4,9 @@
 First each kind of removal many times in a row under one mount; then rounds in which all goes: mount, load,
 removal, and the module is unloaded each time.
 
-removal.py [TIMES [WORD]]: how often in a row each kind of removal, with LONG 50 times, else once; so many
-rounds with unloads on each side, but three at least; only kinds with that word, or, with `unload`, only
-those rounds.
+removal.py [TIMES [WORD [SIDE]]]: how often in a row each kind of removal, with LONG 50 times, else once; so
+many rounds with unloads on each side, but three at least; only kinds with that word, or, with `unload`, only
+those rounds; and only at the `client`, or the `server`.
 """
 
 import glob
@@ -304,14 +304,16 @@ for command in SIDES.values():
     command(LET_GO)
     for step in KINDS["network device unregistered"]:
         command(step)
-word = sys.argv[2] if sys.argv[2:] else ""
+word, side = (sys.argv[2:] + ["", ""])[:2]
 wanted = [kind for kind in KINDS if word in kind or word == "unload"]
 for vers, where in (("3", "client"), ("4.2", "server"),
                     *LONG * (("4.2", "client"), ("3", "server"))):
+    if side not in where:
+        continue
     # Once around is one check; many times are one for each kind.
     for kinds in ([] if word == "unload" else [wanted] if TIMES == 1 else [[kind] for kind in wanted]):
         removals(vers, where, kinds)
 for vers, where in (("4.2", "client"), ("3", "server"), *LONG * (("3", "client"), ("4.2", "server"))):
-    if where in OURS:
+    if where in OURS and side in where:
         rounds(vers, where)
 done()
