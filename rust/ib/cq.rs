@@ -75,7 +75,11 @@ impl<'a> Wc<'a> {
     /// and leaves in its buffer what was there before: an older message, of another connection even.
     pub(super) fn message(self) -> Result<WcOk<'a>, WcErr> {
         let wc = self.ok()?;
-        if wc.0.opcode == bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM {
+        // Some drivers (hns) tell it by the flag alone. Nobody sends a message with immediate data.
+        // CAST: As below.
+        if wc.0.opcode == bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM
+            || wc.0.wc_flags as u32 & bindings::ib_wc_flags_IB_WC_WITH_IMM != 0
+        {
             return Err(WcErr {
                 status: bindings::ib_wc_status_IB_WC_BAD_RESP_ERR,
             });

@@ -250,6 +250,9 @@ mod tests {
                 .take(end - len as usize);
             assert!(pad.all(|byte| *byte == 0));
             assert!(message.get(20 + end..) == BODY.get(20..));
+            // Nor is there anything else behind it.
+            let page = rqst.first_page()?;
+            assert!(page.iter().skip(len as usize).all(|byte| *byte == 0));
         }
         Ok(())
     }

@@ -63,11 +63,11 @@ impl Shape {
 pub(super) enum Step<'a> {
     /// These bytes.
     Copy(&'a [u8]),
+    /// So many zeroes, at most a page.
+    Zero(usize),
     /// So many bytes of a segment of the peer, which is as long as is to be read.
     Read(Segment),
 }
-
-static PAD: [u8; 3] = [0; 3];
 
 /// The call does not make sense (row W37).
 #[derive(Debug)]
@@ -98,13 +98,20 @@ impl<'c, 'a> Plan<'c, 'a> {
     pub(super) fn walk(&self, sink: Sink<'_, 'a>) -> Result {
         match self.shape {
             Shape::Linear(_) => linear(self.call, sink).map(|_| ()),
-            Shape::Split { .. } => {
+            Shape::Split { pages, tail, .. } => {
                 sink(0, Step::Copy(self.call.inline))?;
                 let mut at = PAGE_SIZE;
                 for read in self.call.reads.clone() {
                     at = segment(read.segment, at, sink)?;
                 }
-                pad(at, sink).map(|_| ())
+                // nfsd takes the target of a symlink from head and pages, and forgets the tail: up to a
+                // page from the chunk's beginning on, whatever is there. No target has a NUL.
+                let end = if pages != 0 && tail != 0 {
+                    at.max(2 * PAGE_SIZE)
+                } else {
+                    at
+                };
+                zeroes(at, end.checked_next_multiple_of(4), sink).map(|_| ())
             }
         }
     }
@@ -138,16 +145,12 @@ fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
     at.checked_add(len).ok_or(EINVAL)
 }
 
-/// What a chunk leaves out to the next multiple of four. nfsd may take it for payload, if a client says
-/// so; and the page has something of another call there.
-fn pad(at: usize, sink: Sink<'_, '_>) -> Result<usize> {
-    let end = at.checked_next_multiple_of(4).ok_or(EINVAL)?;
-    // At most three bytes.
-    if let Some(zeroes) = PAD
-        .get(..end.wrapping_sub(at))
-        .filter(|zeroes| !zeroes.is_empty())
-    {
-        sink(at, Step::Copy(zeroes))?;
+/// What a chunk leaves out, its padding above all: nfsd may take it for payload, if a client says so, and
+/// the page has something of another call there.
+fn zeroes(at: usize, end: Option<usize>, sink: Sink<'_, '_>) -> Result<usize> {
+    let end = end.ok_or(EINVAL)?;
+    if at < end {
+        sink(at, Step::Zero(end.wrapping_sub(at)))?;
     }
     Ok(end)
 }
@@ -222,7 +225,7 @@ fn linear<'a>(call: &Call<'a>, sink: Sink<'_, 'a>) -> Result<usize> {
         for part in chunk.segments() {
             at = segment(part, at, sink)?;
         }
-        at = pad(at, sink)?;
+        at = zeroes(at, at.checked_next_multiple_of(4), sink)?;
     }
     source(call, used, have, at, sink)
 }

@@ -93,6 +93,7 @@ fn read(
     let mut to_read = false;
     plan.walk(&mut |at, step| match step {
         Step::Copy(bytes) => rqst.write(at, bytes),
+        Step::Zero(len) => rqst.clear(at, len),
         Step::Read(_) => {
             to_read = true;
             Ok(())

@@ -207,7 +207,10 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
             unsafe {
                 if (*entry).is_null() {
                     *entry = bindings::alloc_pages(
-                        bindings::GFP_NOWAIT | (1 << bindings::___GFP_NOWARN_BIT),
+                        // A server that says it has filled them, and has not, is believed.
+                        bindings::GFP_NOWAIT
+                            | (1 << bindings::___GFP_NOWARN_BIT)
+                            | (1 << bindings::___GFP_ZERO_BIT),
                         0,
                     );
                 }

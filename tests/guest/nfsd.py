@@ -120,10 +120,10 @@ with check("the server's RDMA device goes while no thread of nfsd is free", 200)
             deleted = False
             os.listdir("/mnt/a")
     finally:
-        if deleted:
-            on_server(f"{AWAIT_GONE}; {ADD}")
         run("umount", "/mnt/slow")
         on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
+        if deleted:
+            on_server(f"{AWAIT_GONE}; {ADD}")
 
 
 def one_listener():

@@ -197,7 +197,8 @@ with check("a client that leaves out padding gets nothing in its place of what o
     # With one thread it is the same page again.
     threads = on_server(f"echo -n >{folder}/file; cat /proc/fs/nfsd/threads; echo 1 >/proc/fs/nfsd/threads").strip()
     try:
-        file = handle(peer, handle(peer, ROOT, "pad"), "file")
+        root = handle(peer, ROOT, "pad")
+        file = handle(peer, root, "file")
         rkey, addr = peer.memory(b"A" * PAGE)
         for length, count in ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5))):
             call = nfs3(28, 7, file) + words(0, 0, count, 2, count)
@@ -205,6 +206,12 @@ with check("a client that leaves out padding gets nothing in its place of what o
             equal(answer(peer, 28)[:28], accepted(28) + words(0), "answer to WRITE")
             got = on_server(f"head -c {count} {folder}/file | od -An -v -tx1").split()
             equal("".join(got), "41" * length + "00" * (count - length), "what was written")
+        # Of a target, nfsd takes what is behind the chunk from its page as well.
+        call = nfs3(29, 10, root, b"link") + words(*[0] * 6, 1024)
+        peer.send(fixed(29) + lists([(len(call), rkey, 4, addr)]) + call + b"C" * 1020)
+        status = int.from_bytes(answer(peer, 29)[24:28], "big")
+        target = on_server(f"readlink {folder}/link || true").strip()
+        equal((status, target), (22, ""), "status of SYMLINK, and its target")
     finally:
         on_server(f"echo {threads} >/proc/fs/nfsd/threads")
 

@@ -96,6 +96,22 @@ impl CallRqst<'_> {
         Ok(())
     }
 
+    /// Clears so many bytes of one page, of all pages seen as one after the other.
+    pub(crate) fn clear(&mut self, at: usize, len: usize) -> Result {
+        let page = self.page(at / PAGE_SIZE).ok_or(EINVAL)?;
+        let offset = at % PAGE_SIZE;
+        if len > PAGE_SIZE - offset {
+            return Err(EINVAL);
+        }
+        // SAFETY: The page is ours, and what is written is inside it.
+        unsafe {
+            let to = bindings::kmap_local_page(page.as_ptr());
+            to.byte_add(offset).write_bytes(0, len);
+            bindings::kunmap_local(to);
+        }
+        Ok(())
+    }
+
     /// The call is the first `head` bytes of the first page, then `pages` bytes from the second
     /// page on, then the `tail` bytes that follow the head in the first page.
     pub(crate) fn set_message(&mut self, head: usize, pages: usize, tail: usize) -> Result {

@@ -165,6 +165,18 @@ impl TrialRqst {
         Ok(all)
     }
 
+    /// What is in the page of the call where its pages begin.
+    pub(crate) fn first_page(&self) -> Result<KVec<u8>> {
+        let mut all = KVec::new();
+        // SAFETY: The list has it as long as the call is there; it is in the linear map.
+        let bytes = unsafe {
+            let page = bindings::page_address(*self.raw.rq_arg.pages);
+            core::slice::from_raw_parts(page.cast(), PAGE_SIZE)
+        };
+        all.extend_from_slice(bytes, GFP_KERNEL)?;
+        Ok(all)
+    }
+
     /// A reply of so many bytes in its head, and in pages.
     pub(crate) fn reply(&mut self, head: usize, pages: usize) -> Result<ReplyRqst<'_>> {
         self.fill()?;
