@@ -117,13 +117,13 @@ fn walked(plan: &Plan<'_, '_>, call: &Call<'_>) -> Vec<Option<Byte>> {
             Step::Read(segment) => put(at, &mut remote(segment)),
             Step::Copy(bytes) => {
                 let range = call.inline.as_ptr_range();
-                if range.contains(&bytes.as_ptr()) {
-                    let first = bytes.as_ptr() as usize - range.start as usize;
-                    put(at, &mut (first..first + bytes.len()).map(Byte::Inline));
-                } else {
-                    assert_eq!(bytes.iter().max(), Some(&0));
-                    put(at, &mut bytes.iter().map(|_| Byte::Pad));
-                }
+                let first = bytes.as_ptr() as usize - range.start as usize;
+                assert!(first + bytes.len() <= call.inline.len());
+                put(at, &mut (first..first + bytes.len()).map(Byte::Inline));
+            }
+            Step::Zero(len) => {
+                assert!(at % PAGE + len <= PAGE, "zeroes beyond a page");
+                put(at, &mut (0..len).map(|_| Byte::Pad));
             }
         }
         Ok(())
@@ -152,9 +152,13 @@ fn agree(call: &Call<'_>) -> bool {
         }
         Shape::Split { head, pages, tail } => {
             assert_eq!(told, [head, pages, tail]);
-            // The padding is in the pages, but nobody has to write it.
-            let pad = |byte: &Option<Byte>| byte.or(Some(Byte::Pad));
-            let chunk = room[PAGE..PAGE + pages].iter().map(pad);
+            // Padding that nobody writes would be what the page had before.
+            let chunk = room[PAGE..PAGE + pages].iter().copied();
+            if pages != 0 && tail != 0 {
+                // Nor is there anything else in the first page behind the chunk.
+                let rest = room[..2 * PAGE].iter().skip(PAGE + pages);
+                assert!(rest.into_iter().all(|byte| *byte == Some(Byte::Pad)));
+            }
             let front = room[..head].iter().copied();
             front
                 .chain(chunk)
