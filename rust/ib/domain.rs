@@ -20,6 +20,7 @@ use crate::{
 };
 use core::ptr::NonNull;
 use kernel::{
+    error::to_result,
     prelude::*,
     sync::{
         new_mutex,
@@ -38,6 +39,23 @@ pub(super) struct Gate {
 
 // SAFETY: Queue pairs may be used from any thread.
 unsafe impl Send for Gate {}
+
+/// Puts a queue pair into the error state: it transfers nothing any more, and what is posted is flushed.
+/// Sleeps.
+///
+/// # Safety
+///
+/// `qp` is a valid queue pair.
+pub(super) unsafe fn stop(qp: *mut bindings::ib_qp) -> Result {
+    let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
+    attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
+    // CAST: A low bit.
+    let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
+    // SAFETY: As the caller promises.
+    to_result(queue::without_fs(|| unsafe {
+        bindings::ib_modify_qp(qp, &mut attr, mask)
+    }))
+}
 
 /// One connection's use of a protection domain.
 ///
@@ -150,15 +168,9 @@ impl Domain {
             return;
         };
         gate.owner.lost(why);
-        let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
-        attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
-        // CAST: A low bit.
-        let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
         // If the device does not do it, that is left to the end of the connection.
-        queue::without_fs(|| {
-            // SAFETY: The queue pair is valid by the type invariant.
-            unsafe { bindings::ib_modify_qp(gate.qp.as_ptr(), &mut attr, mask) }
-        });
+        // SAFETY: The queue pair is valid by the type invariant.
+        let _ = unsafe { stop(gate.qp.as_ptr()) };
     }
 
     /// The queue pair and both completion queues are gone: whoever tears the connection down calls this.

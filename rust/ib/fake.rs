@@ -308,10 +308,16 @@ impl Fake {
         })
     }
 
-    /// The peer writes so many bytes elsewhere with immediate data, as [`Self::receive`].
-    pub(crate) fn receive_immediate(&self, len: u32) -> bool {
+    /// The peer writes so many bytes elsewhere with immediate data, as [`Self::receive`]. Drivers tell
+    /// it by the operation, or by a flag.
+    pub(crate) fn receive_immediate(&self, len: u32, by_flag: bool) -> bool {
         self.arrives(&[], |wc| {
-            wc.opcode = bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM;
+            if by_flag {
+                wc.opcode = bindings::ib_wc_opcode_IB_WC_RECV;
+                wc.wc_flags = bindings::ib_wc_flags_IB_WC_WITH_IMM as c_int;
+            } else {
+                wc.opcode = bindings::ib_wc_opcode_IB_WC_RECV_RDMA_WITH_IMM;
+            }
             wc.byte_len = len;
         })
     }

@@ -78,15 +78,16 @@ mod tests {
 
     #[test]
     fn write_with_immediate_is_no_message() -> Result {
-        let (fake, seen, _, conn) = trial()?;
-        for _ in 0..fake.receives() {
-            assert!(fake.receive(b"message", None));
+        for by_flag in [false, true] {
+            let (fake, seen, _, _conn) = trial()?;
+            for _ in 0..fake.receives() {
+                assert!(fake.receive(b"message", None));
+            }
+            let before = seen.lock().messages;
+            assert!(fake.receive_immediate(7, by_flag));
+            assert_eq!(seen.lock().messages, before);
+            assert_eq!(seen.lock().lost, 1);
         }
-        let before = seen.lock().messages;
-        assert!(fake.receive_immediate(7));
-        assert_eq!(seen.lock().messages, before);
-        assert_eq!(seen.lock().lost, 1);
-        drop(conn);
         Ok(())
     }
 

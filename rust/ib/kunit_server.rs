@@ -101,7 +101,7 @@ mod tests {
             assert!(fake.receive(b"message", None));
         }
         let before = seen.lock().received;
-        assert!(fake.receive_immediate(7));
+        assert!(fake.receive_immediate(7, false));
         assert_eq!(seen.lock().received, before);
         assert_eq!(seen.lock().lost, 1);
         Ok(())

@@ -12,6 +12,7 @@
 use super::{
     cq::Cq,
     device::Link,
+    domain,
     op::Op,
     server::{
         Service,
@@ -295,13 +296,9 @@ impl<S: Service> Shared<S> {
         if posted().next().is_none() {
             return;
         }
-        let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
-        attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
-        // CAST: A low bit.
-        let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
         // The core has asked for that, and did not say whether it came to be.
         // SAFETY: The queue pair is valid.
-        let stopped = to_result(unsafe { bindings::ib_modify_qp(qp, &mut attr, mask) });
+        let stopped = unsafe { domain::stop(qp) };
         let mut count = 0u32;
         for mut op in posted() {
             count = count.saturating_add(1);

@@ -115,12 +115,13 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         shared.note_rx(this.number, core::ptr::null_mut());
         let cid = || shared.rx_cid(this.number);
-        match wc.message() {
+        let message = wc.message();
+        match &message {
             Ok(_) => trace::svcrdma_wc_recv(|| (wc.traced(), cid())),
             Err(_) if wc.is_flush() => trace::svcrdma_wc_recv_flush(|| (wc.traced(), cid())),
             Err(_) => trace::svcrdma_wc_recv_err(|| (wc.traced(), cid())),
         }
-        match wc.message() {
+        match message {
             Ok(wc) => {
                 this.mem.filled(wc.byte_len());
                 shared.life.note_heard();

@@ -111,7 +111,7 @@ impl<'c, 'a> Plan<'c, 'a> {
                 } else {
                     at
                 };
-                zeroes(at, end.checked_next_multiple_of(4), sink).map(|_| ())
+                zeroes(at, end, sink).map(|_| ())
             }
         }
     }
@@ -145,10 +145,10 @@ fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
     at.checked_add(len).ok_or(EINVAL)
 }
 
-/// What a chunk leaves out, its padding above all: nfsd may take it for payload, if a client says so, and
-/// the page has something of another call there.
-fn zeroes(at: usize, end: Option<usize>, sink: Sink<'_, '_>) -> Result<usize> {
-    let end = end.ok_or(EINVAL)?;
+/// What a chunk leaves out, up to `end` and the padding to the next multiple of four: nfsd may take it for
+/// payload, if a client says so, and the page has something of another call there.
+fn zeroes(at: usize, end: usize, sink: Sink<'_, '_>) -> Result<usize> {
+    let end = end.checked_next_multiple_of(4).ok_or(EINVAL)?;
     if at < end {
         sink(at, Step::Zero(end.wrapping_sub(at)))?;
     }
@@ -225,7 +225,7 @@ fn linear<'a>(call: &Call<'a>, sink: Sink<'_, 'a>) -> Result<usize> {
         for part in chunk.segments() {
             at = segment(part, at, sink)?;
         }
-        at = zeroes(at, at.checked_next_multiple_of(4), sink)?;
+        at = zeroes(at, at, sink)?;
     }
     source(call, used, have, at, sink)
 }

@@ -311,12 +311,12 @@ def server_folder(name):
         on_server(f"rm -rf {path}")
 
 
-def can_be_called(address=""):
+def can_be_called(address=".*"):
     """Waits until the server has tried its way to call clients with that address, or any: it delegates
     nothing before."""
     wait_for(lambda: "UP" in on_server(f"""
         for c in /proc/fs/nfsd/clients/*; do
-            grep -q 'address: "{address}' $c/info && grep 'callback state' $c/info
+            grep -q 'address: "{address}:' $c/info && grep 'callback state' $c/info
         done 2>/dev/null; true"""), 60, "the server can call the client")
 
 

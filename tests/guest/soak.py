@@ -209,5 +209,5 @@ with check("all is unmounted, and the module's use count is where it was", limit
         on_server(f"rm -rf {worker.folder}")
     # With one guest, the server's part has connections of its own for a moment.
     wait_for(lambda: use_count() == base, 60, f"use count {base}, it is {use_count()}")
-    patience.close()
+patience.close()
 done()
