@@ -201,10 +201,11 @@ with check("a client that leaves out padding gets nothing in its place of what o
         file = handle(peer, root, "file")
         rkey, addr = peer.memory(b"A" * PAGE)
         # The last one leaves a page without a NUL.
-        for length, count in ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5)), (PAGE, PAGE)):
-            call = nfs3(28, 7, file) + words(0, 0, count, 2, count)
-            peer.send(fixed(28) + lists([(len(call), rkey, length, addr)]) + call)
-            equal(answer(peer, 28)[:28], accepted(28) + words(0), "answer to WRITE")
+        for xid, (length, count) in enumerate(
+                ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5)), (PAGE, PAGE)), 0x2800):
+            call = nfs3(xid, 7, file) + words(0, 0, count, 2, count)
+            peer.send(fixed(xid) + lists([(len(call), rkey, length, addr)]) + call)
+            equal(answer(peer, xid)[:28], accepted(xid) + words(0), "answer to WRITE")
             got = on_server(f"head -c {count} {folder}/file | od -An -v -tx1").split()
             equal("".join(got), "41" * length + "00" * (count - length), "what was written")
         # Of a target, nfsd takes what is behind the chunk from its page as well.
