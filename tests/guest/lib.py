@@ -51,6 +51,7 @@ class Failed(Exception):
 
 class results:
     count = failed = skipped = 0
+    next = None
 
 
 def say(text):
@@ -70,6 +71,28 @@ def verdict(name, ok, directive=""):
     print(f"{'ok' if ok else 'not ok'} {results.count} - {name}{directive}", flush=True)
 
 
+def stuck():
+    """The kernel log tells where tasks wait."""
+    write("/proc/sysrq-trigger", "w")
+
+
+def alarm(seconds, act):
+    """Does that then, if it is not cancelled."""
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer
+
+
+def between(last):
+    """What is done between checks has no limit of its own: say at least that it takes long."""
+    def long():
+        say(f"no check begins for {120 * SLOWNESS} s after {last}; where tasks wait is in the kernel log")
+        stuck()
+
+    results.next = alarm(120 * SLOWNESS, long)
+
+
 @contextlib.contextmanager
 def check(name, limit=120):
     """One named check: passed if the body ends without an exception, within `limit` seconds."""
@@ -79,15 +102,14 @@ def check(name, limit=120):
         # The main thread may sit in a sleep that only death ends.
         say(f"{name}: no end after {limit} s; where tasks wait is in the kernel log")
         verdict(name, False)
-        with open("/proc/sysrq-trigger", "w") as f:
-            f.write("w")
+        stuck()
         print("Bail out! a check hangs", flush=True)
         os._exit(1)
 
+    if results.next:
+        results.next.cancel()
     kernel_log(name)
-    timer = threading.Timer(limit, hung)
-    timer.daemon = True
-    timer.start()
+    timer = alarm(limit, hung)
     try:
         yield
     except Skip as skip:
@@ -103,6 +125,7 @@ def check(name, limit=120):
         verdict(name, True)
     finally:
         timer.cancel()
+        between(name)
 
 
 def expect(condition, text):
