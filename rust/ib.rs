@@ -109,7 +109,6 @@ pub(crate) use self::{
     },
     rx::RxMsg,
     server::{
-        Payload,
         ServerConn,
         Service, //
     },

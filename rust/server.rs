@@ -54,6 +54,7 @@ use crate::{
     },
 };
 use kernel::{
+    fmt::Display,
     prelude::*,
     sync::Arc, //
 };
@@ -105,7 +106,7 @@ impl ServerTransport for RdmaServer {
         (pending.remote(), pending.local())
     }
 
-    fn by_device(pending: &KBox<ib::Incoming>) -> ib::ByDevice {
+    fn by_device(pending: &KBox<ib::Incoming>) -> impl Display + 'static {
         pending.by_device()
     }
 

@@ -29,7 +29,6 @@ use super::{
     },
     server::{
         Entry,
-        Payload,
         ServerConn,
         Service,
         Shared, //
@@ -41,7 +40,10 @@ use crate::{
         err,
         kbuf::RawGfp,
         pages::Region,
-        pagevec::PageVec,
+        pagevec::{
+            PageVec,
+            Payload, //
+        },
         ratelimit::say,
         stack::{
             Linked,

@@ -62,8 +62,10 @@ use crate::{
     rt::{
         fifo::Fifo,
         net::SockAddr,
-        pages::Region,
-        pagevec::PageVec,
+        pagevec::{
+            PageVec,
+            Payload, //
+        },
         stack::Stack,
         ticker::Ticker, //
     },
@@ -121,19 +123,6 @@ pub(crate) trait Service: Sized + Send + Sync + 'static {
 
     /// No other method is called any more; messages and payload that are kept must be dropped.
     fn ended(&self);
-}
-
-/// Memory of a reply, which stays where it is and is not written while the value exists, even when
-/// the value moves.
-pub(crate) trait Payload: Send + 'static {
-    /// The pieces of memory of `len` bytes from byte `at` of the reply on.
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
-
-    /// How many pages it keeps.
-    fn pages(&self) -> usize;
-
-    /// The list of its pages.
-    fn into_pages(self) -> PageVec;
 }
 
 /// What the completion handlers of a connection see.

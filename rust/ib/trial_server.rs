@@ -17,7 +17,6 @@ use super::{
         Listener, //
     },
     server::{
-        Payload,
         ServerConn,
         Service, //
     },
@@ -39,7 +38,10 @@ use crate::{
             SockAddr, //
         },
         pages::Region,
-        pagevec::PageVec, //
+        pagevec::{
+            PageVec,
+            Payload, //
+        }, //
     },
 };
 use core::ptr::NonNull;
@@ -103,7 +105,8 @@ pub(super) struct Source {
     _token: Token,
 }
 
-impl Payload for Source {
+// SAFETY: The buffer is the value's own, stays where it is when that moves, and nobody writes it.
+unsafe impl Payload for Source {
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
         let mut at = at;
         let end = (at + len).min(self.buf.len());

@@ -133,3 +133,20 @@ impl Drop for PageVec {
         self.clear();
     }
 }
+
+/// Pages that somebody sends, and what is in them.
+///
+/// # Safety
+///
+/// The memory that [`Self::pieces`] describes stays where it is, open to reading by devices, and nobody
+/// writes it, as long as the value exists, wherever that is moved to.
+pub(crate) unsafe trait Payload: Send + 'static {
+    /// The pieces of memory of `len` bytes from byte `at` on.
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
+
+    /// How many pages it keeps.
+    fn pages(&self) -> usize;
+
+    /// The list of its pages.
+    fn into_pages(self) -> PageVec;
+}

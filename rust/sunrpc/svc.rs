@@ -24,14 +24,14 @@ mod trial;
 mod xprt;
 
 use super::XdrView;
-use crate::{
-    ib::ByDevice,
-    rt::net::{
-        Net,
-        SockAddr, //
-    },
+use crate::rt::net::{
+    Net,
+    SockAddr, //
 };
-use kernel::prelude::*;
+use kernel::{
+    fmt::Display,
+    prelude::*, //
+};
 
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) use self::trial::{
@@ -96,7 +96,7 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
     fn addresses(pending: &Self::Pending) -> (SockAddr, SockAddr);
 
     /// What messages say about its device, " by device rxe0", say.
-    fn by_device(pending: &Self::Pending) -> ByDevice;
+    fn by_device(pending: &Self::Pending) -> impl Display + 'static;
 
     /// Accepts a connection. May sleep.
     fn accept(

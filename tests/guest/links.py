@@ -184,9 +184,11 @@ def stand_still(seconds):
 
 def deaf(seconds):
     """The server's network swallows what the client sends."""
+    ports = f"tcp dport {PORT}" if RDMA == "siw" else "udp dport 4791"
+
     def disturb():
         on_server("nft add table inet mute; nft add chain inet mute in '{ type filter hook input "
-                  "priority 0; }'; nft add rule inet mute in udp dport 4791 drop")
+                  f"priority 0; }}'; nft add rule inet mute in {ports} drop")
         time.sleep(seconds)
         on_server("nft delete table inet mute")
     return disturb
@@ -244,7 +246,8 @@ for vers in ("3", "4.2") if LONG else ("4.2",):
         with check(f"v{vers}: the server's machine starts anew", 700):
             rebooted(vers)
 
-def says_nothing():
+
+def says_nothing(vers):
     """A server that takes connections and calls, and does not answer for 20 s."""
     def silent():
         proxy.holding = True
@@ -253,15 +256,18 @@ def says_nothing():
 
     proxy = Proxy(OWN, SILENT, SERVER, f"{RDMA}0")
     try:
-        text = f"vers=3,proto=rdma,port={SILENT},timeo=50,nolock,mountproto=tcp,mountaddr={SERVER}"
-        with server_folder("links") as folder, mounted("3", opts=text, server=OWN) as at, \
+        text = f"vers={vers},proto=rdma,port={SILENT},timeo=50"
+        if vers == "3":
+            text += f",nolock,mountproto=tcp,mountaddr={SERVER}"
+        with server_folder("links") as folder, mounted(vers, opts=text, server=OWN) as at, \
                 Work(f"{at}/links", folder) as work:
-            work.through("v3 server says nothing for 20 s", silent, 60)
+            work.through(f"v{vers} server says nothing for 20 s", silent, 60)
     finally:
         proxy.end()
 
 
-if ONLY in "silent":
-    with check("v3: a server that says nothing for 20 s", 200):
-        says_nothing()
+for vers in ("3", "4.2"):
+    if ONLY in "silent":
+        with check(f"v{vers}: a server that says nothing for 20 s", 200):
+            says_nothing(vers)
 done()

@@ -6,10 +6,13 @@
 
 use super::bc;
 use crate::{
-    bindings, ib,
+    bindings,
     rt::{
         pages::Region,
-        pagevec::PageVec, //
+        pagevec::{
+            PageVec,
+            Payload, //
+        }, //
     },
 };
 use core::{
@@ -477,7 +480,8 @@ pub(crate) struct DetachedReply {
     parts: Parts,
 }
 
-impl ib::Payload for DetachedReply {
+// SAFETY: The pages are the value's own, and sunrpc has ceased to write them: it took the reply to be sent.
+unsafe impl Payload for DetachedReply {
     fn pages(&self) -> usize {
         self.pages.len()
     }
