@@ -52,7 +52,11 @@ mod tests {
     const KEY: u32 = 0x55aa_0000;
     const MAX_PAGES: usize = 16;
     const PAGE: u32 = PAGE_SIZE as u32;
-    const BODY: &[u8] = b"a call of 28 bytes, as it is";
+    /// A call with empty credential and verifier; its arguments begin with a word.
+    const BODY: &[u8] = b"twenty-four bytes, words\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
+        args and what is behind them";
+    /// Behind that word.
+    const AT: usize = 44;
     const LIMITS: CallLimits = CallLimits {
         max_segs: 64,
         max_read_bytes: 1 << 20,
@@ -75,9 +79,9 @@ mod tests {
         message(&[0, 0, 0, 0], BODY)
     }
 
-    /// A call with so many bytes to be read at byte 20.
+    /// A call with so many bytes to be read behind the first word of its arguments.
     fn with_read(len: u32) -> Result<KVec<u8>> {
-        message(&[0, 1, 20, KEY, len, 0, 0x1000, 0, 0, 0], BODY)
+        message(&[0, 1, AT as u32, KEY, len, 0, 0x1000, 0, 0, 0], BODY)
     }
 
     /// A call with a Write chunk of so many segments of a page.
@@ -226,8 +230,8 @@ mod tests {
         assert!(ctxt.is_some());
         let message = rqst.message()?;
         assert_eq!(message.len(), BODY.len() + PAGE_SIZE + 100);
-        assert!(message.get(..20) == BODY.get(..20));
-        assert!(message.get(20 + PAGE_SIZE + 100..) == BODY.get(20..));
+        assert!(message.get(..AT) == BODY.get(..AT));
+        assert!(message.get(AT + PAGE_SIZE + 100..) == BODY.get(AT..));
         assert!(xprt.has_data() && receive(&conn, &mut rqst)?.is_some());
         assert!(!xprt.has_data() && !xprt.is_closing());
         Ok(())
@@ -246,13 +250,25 @@ mod tests {
             assert_eq!(message.len(), BODY.len() + end);
             let mut pad = message
                 .iter()
-                .skip(20 + len as usize)
+                .skip(AT + len as usize)
                 .take(end - len as usize);
             assert!(pad.all(|byte| *byte == 0));
-            assert!(message.get(20 + end..) == BODY.get(20..));
-            // Nor is there anything else behind it.
-            let page = rqst.first_page()?;
-            assert!(page.iter().skip(len as usize).all(|byte| *byte == 0));
+            assert!(message.get(AT + end..) == BODY.get(AT..));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn who_forgets_the_tail_finds_the_same_bytes() -> Result {
+        let (fake, _xprt, mut rqst, conn) = trial()?;
+        // With the last one there is no room for the tail behind it.
+        for len in [4, PAGE - 8, PAGE, PAGE + 4, 14 * PAGE, 15 * PAGE] {
+            assert!(fake.receive(&with_read(len)?, None));
+            assert!(receive(&conn, &mut rqst)?.is_none());
+            fake.complete(1, OK);
+            assert!(receive(&conn, &mut rqst)?.is_some());
+            assert_eq!(rqst.message()?.len(), BODY.len() + len as usize);
+            assert!(rqst.message()?.as_slice() == rqst.message_without_tail()?.as_slice());
         }
         Ok(())
     }

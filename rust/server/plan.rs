@@ -6,12 +6,18 @@
 //! the second page, so that it can be used as it is:
 //!
 //! ```text
-//! page 0: head, tail      page 1...: chunk
+//! page 0: head, tail      page 1...: chunk, tail
 //! ```
+//!
+//! The tail is there twice, as not all of the kernel knows that there can be one: `nfsd4_vbuf_from_vector`,
+//! `svc_fill_symlink_pathname` and `gss_read_proxy_verf` take so many bytes from head and pages, and go on in the
+//! pages where they should go on in the tail. There they find the same bytes; without them it would be what
+//! another call has left in these pages, or no page.
 //!
 //! For all others the message is put together as it would have come over a byte stream: a source,
 //! which is the Position Zero Read chunk and what is inline, with the other chunks inserted at their
-//! positions, each with its padding (row X29).
+//! positions, each with its padding (row X29). Among them are calls whose chunk begins in the header of
+//! RPC: `svcauth_gss_verify_header` takes that for one piece of memory.
 //!
 //! All of it is checked before any memory is touched (row X28).
 
@@ -27,6 +33,10 @@ use kernel::{
     page::PAGE_SIZE,
     prelude::*, //
 };
+
+/// Read chunks that a call can have. Clients have one, or two; and the time that it takes to find the next one
+/// grows with the list, which may be as long as a message.
+const MAX_CHUNKS: usize = 64;
 
 /// The shape of a call in its pages.
 #[derive(Clone, Copy)]
@@ -45,7 +55,11 @@ impl Shape {
     /// Pages that it takes.
     pub(super) fn page_count(&self) -> usize {
         match *self {
-            Self::Split { pages, .. } => pages.div_ceil(PAGE_SIZE).saturating_add(1),
+            Self::Split { pages: 0, .. } => 1,
+            Self::Split { pages, tail, .. } => {
+                let behind = pages.saturating_add(tail);
+                behind.div_ceil(PAGE_SIZE).saturating_add(1)
+            }
             Self::Linear(len) => len.div_ceil(PAGE_SIZE),
         }
     }
@@ -63,7 +77,7 @@ impl Shape {
 pub(super) enum Step<'a> {
     /// These bytes.
     Copy(&'a [u8]),
-    /// So many zeroes, at most a page.
+    /// So many zeroes, fewer than four.
     Zero(usize),
     /// So many bytes of a segment of the peer, which is as long as is to be read.
     Read(Segment),
@@ -84,7 +98,10 @@ pub(super) struct Plan<'c, 'a> {
 impl<'c, 'a> Plan<'c, 'a> {
     /// Makes a plan for a call with Read chunks, which must fit into `max_pages`.
     pub(super) fn new(call: &'c Call<'a>, max_pages: usize) -> Result<Self, BadCall> {
-        let shape = match split(call) {
+        if call.reads.chunks().nth(MAX_CHUNKS).is_some() {
+            return Err(BadCall);
+        }
+        let shape = match split(call).filter(|shape| shape.page_count() <= max_pages) {
             Some(shape) => shape,
             None => Shape::Linear(linear(call, &mut |_, _| Ok(())).map_err(|_| BadCall)?),
         };
@@ -98,35 +115,44 @@ impl<'c, 'a> Plan<'c, 'a> {
     pub(super) fn walk(&self, sink: Sink<'_, 'a>) -> Result {
         match self.shape {
             Shape::Linear(_) => linear(self.call, sink).map(|_| ()),
-            Shape::Split { pages, tail, .. } => {
+            Shape::Split { head, pages, tail } => {
                 sink(0, Step::Copy(self.call.inline))?;
                 let mut at = PAGE_SIZE;
                 for read in self.call.reads.clone() {
                     at = segment(read.segment, at, sink)?;
                 }
-                // nfsd takes the target of a symlink from head and pages, and forgets the tail: up to a
-                // page from the chunk's beginning on, whatever is there. No target has a NUL.
-                let end = if pages != 0 && tail != 0 {
-                    at.max(2 * PAGE_SIZE)
-                } else {
-                    at
-                };
-                zeroes(at, end, sink).map(|_| ())
+                at = zeroes(at, sink)?;
+                if pages == 0 || tail == 0 {
+                    return Ok(());
+                }
+                sink(at, Step::Copy(self.call.inline.get(head..).ok_or(EINVAL)?))
             }
         }
     }
 }
 
-/// The shape of a call with one Read chunk at its own position.
+/// Where the header of a call ends, which is that of its verifier (RFC 5531, section 9).
+fn rpc_header(inline: &[u8]) -> Option<usize> {
+    let opaque_auth = |at: usize| {
+        let body = at.checked_add(8)?;
+        let len = inline.get(at.checked_add(4)?..body)?.try_into().ok()?;
+        let len = usize::try_from(u32::from_be_bytes(len)).ok()?;
+        body.checked_add(len.checked_next_multiple_of(4)?)
+    };
+    // XID, direction, version of RPC, program, version, procedure; credential, verifier.
+    opaque_auth(opaque_auth(24)?)
+}
+
+/// The shape of a call with one Read chunk at its own position, in the arguments.
 fn split(call: &Call<'_>) -> Option<Shape> {
     let mut chunks = call.reads.chunks();
     let chunk = chunks.next()?;
     let head = usize::try_from(chunk.position()).ok()?;
     let len = usize::try_from(chunk.total().ok()?).ok()?;
-    if chunks.next().is_some() || head == 0 || call.proc != Proc::Msg {
+    if chunks.next().is_some() || call.proc != Proc::Msg {
         return None;
     }
-    if call.inline.len() > PAGE_SIZE {
+    if call.inline.len() > PAGE_SIZE || head < rpc_header(call.inline)? {
         return None;
     }
     Some(Shape::Split {
@@ -145,10 +171,10 @@ fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
     at.checked_add(len).ok_or(EINVAL)
 }
 
-/// What a chunk leaves out, up to `end` and the padding to the next multiple of four: nfsd may take it for
-/// payload, if a client says so, and the page has something of another call there.
-fn zeroes(at: usize, end: usize, sink: Sink<'_, '_>) -> Result<usize> {
-    let end = end.checked_next_multiple_of(4).ok_or(EINVAL)?;
+/// The padding that a chunk leaves out: nfsd may take it for payload, if a client says so, and the page has
+/// something of another call there.
+fn zeroes(at: usize, sink: Sink<'_, '_>) -> Result<usize> {
+    let end = at.checked_next_multiple_of(4).ok_or(EINVAL)?;
     if at < end {
         sink(at, Step::Zero(end.wrapping_sub(at)))?;
     }
@@ -225,7 +251,7 @@ fn linear<'a>(call: &Call<'a>, sink: Sink<'_, 'a>) -> Result<usize> {
         for part in chunk.segments() {
             at = segment(part, at, sink)?;
         }
-        at = zeroes(at, at, sink)?;
+        at = zeroes(at, sink)?;
     }
     source(call, used, have, at, sink)
 }

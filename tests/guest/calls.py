@@ -16,17 +16,6 @@ GETATTR, LOOKUP, PUTROOTFH, READ, READLINK = 9, 15, 24, 25, 27
 LINK = "/a/name/of/no/file"
 
 
-def opaque(data):
-    return words(len(data)) + data + bytes(-len(data) % 4)
-
-
-def compound(xid, *ops):
-    """A COMPOUND of NFSv4.0 as root."""
-    credential = words(0, 0, 0, 0, 0)
-    return (words(xid, 0, 2, 100003, 4, 1, 1, len(credential)) + credential + words(0, 0)
-            + words(0, 0, len(ops)) + b"".join(ops))
-
-
 def walk(*names):
     return [words(PUTROOTFH), *(words(LOOKUP) + opaque(name.encode()) for name in names)]
 
@@ -55,7 +44,7 @@ def path(name):
 
 
 def call(peer, xid, ops, writes, reply=None):
-    peer.send(fixed(xid) + lists((), writes, reply) + compound(xid, *ops))
+    peer.send(fixed(xid) + lists((), writes, reply) + compound(xid, 0, *ops))
 
 
 def filled(chunk, size):

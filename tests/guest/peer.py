@@ -212,6 +212,45 @@ def silent(peer, seconds=1):
     raise Failed(f"unexpected answer {data.hex()}")
 
 
+def opaque(data):
+    return words(len(data)) + data + bytes(-len(data) % 4)
+
+
+def compound(xid, minor, *ops):
+    """A COMPOUND of NFSv4 as root."""
+    credential = words(0, 0, 0, 0, 0)
+    return (words(xid, 0, 2, 100003, 4, 1, 1, len(credential)) + credential + words(0, 0)
+            + words(0, minor, len(ops)) + b"".join(ops))
+
+
+class Session:
+    """A session of NFSv4.2, whose calls come one after the other."""
+
+    def __init__(self, peer):
+        self.peer, self.number = peer, 0
+        # EXCHANGE_ID, CREATE_SESSION: nothing is protected, and there is no name of a program.
+        self.client, sequence = struct.unpack_from(
+            ">8sI", self.result(words(42) + bytes(8) + opaque(b"by hand") + words(0, 0, 0)))
+        channel = words(0, 1 << 16, 1 << 16, 4096, 16, 1, 0)
+        self.id = self.result(words(43) + self.client + words(sequence, 0) + channel * 2 + words(1 << 30, 1, 0))[:16]
+
+    def result(self, op):
+        """What an operation that is alone has for a result."""
+        self.peer.send(fixed(0x41) + lists() + compound(0x41, 2, op))
+        reply = answer(self.peer, 0x41)
+        equal(reply[:44], accepted(0x41) + words(0, 0, 1) + op[:4] + words(0), "answer")
+        return reply[44:]
+
+    def call(self, xid, *ops):
+        """A call in this session."""
+        self.number += 1
+        return compound(xid, 2, words(53) + self.id + words(self.number, 0, 0, 0), *ops)
+
+    def end(self):
+        self.result(words(44) + self.id)
+        self.result(words(57) + self.client)
+
+
 class connection:
     def __enter__(self):
         self.peer = Peer()

@@ -192,30 +192,70 @@ for size in (1, 5, 7, 8):
             peer.send(fixed(25) + lists(reads) + message[:4] + message[8:at] + rest)
             equal(answer(peer, 25), accepted(25), "answer, two chunks")
 
-with check("a client that leaves out padding gets nothing in its place of what others have written"), \
-        server_folder("pad") as folder, connection() as peer:
-    # With one thread it is the same page again.
-    threads = on_server(f"echo -n >{folder}/file; cat /proc/fs/nfsd/threads; echo 1 >/proc/fs/nfsd/threads").strip()
+
+@contextlib.contextmanager
+def one_thread():
+    """nfsd has one thread, so that it is the same page again."""
+    threads = on_server("cat /proc/fs/nfsd/threads; echo 1 >/proc/fs/nfsd/threads").strip()
     try:
-        root = handle(peer, ROOT, "pad")
-        file = handle(peer, root, "file")
-        rkey, addr = peer.memory(b"A" * PAGE)
-        # The last one leaves a page without a NUL.
-        for xid, (length, count) in enumerate(
-                ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5)), (PAGE, PAGE)), 0x2800):
-            call = nfs3(xid, 7, file) + words(0, 0, count, 2, count)
-            peer.send(fixed(xid) + lists([(len(call), rkey, length, addr)]) + call)
-            equal(answer(peer, xid)[:28], accepted(xid) + words(0), "answer to WRITE")
-            got = on_server(f"head -c {count} {folder}/file | od -An -v -tx1").split()
-            equal("".join(got), "41" * length + "00" * (count - length), "what was written")
-        # Of a target, nfsd takes what is behind the chunk from its page as well.
-        call = nfs3(29, 10, root, b"link") + words(*[0] * 6, 1024)
-        peer.send(fixed(29) + lists([(len(call), rkey, 4, addr)]) + call + b"C" * 1020)
-        status = int.from_bytes(answer(peer, 29)[24:28], "big")
-        target = on_server(f"readlink {folder}/link || true").strip()
-        equal((status, target), (22, ""), "status of SYMLINK, and its target")
+        yield
     finally:
         on_server(f"echo {threads} >/proc/fs/nfsd/threads")
+
+
+def put(peer, xid, file, count, chunk):
+    """The WRITE of so many bytes that the Read chunk has."""
+    rkey, length, addr = chunk
+    call = nfs3(xid, 7, file) + words(0, 0, count, 2, count)
+    peer.send(fixed(xid) + lists([(len(call), rkey, length, addr)]) + call)
+    equal(answer(peer, xid)[:28], accepted(xid) + words(0), "answer to WRITE")
+
+
+with check("a client that leaves out padding gets nothing in its place of what others have written"), \
+        server_folder("pad") as folder, connection() as peer, one_thread():
+    on_server(f"echo -n >{folder}/file")
+    file = handle(peer, handle(peer, ROOT, "pad"), "file")
+    rkey, addr = peer.memory(b"A" * PAGE)
+    for xid, (length, count) in enumerate(
+            ((PAGE, PAGE), *((n, n + -n % 4) for n in (1, 2, 3, 5))), 0x2800):
+        put(peer, xid, file, count, (rkey, length, addr))
+        got = on_server(f"head -c {count} {folder}/file | od -An -v -tx1").split()
+        equal("".join(got), "41" * length + "00" * (count - length), "what was written")
+
+# nfsd looks for what is inline behind a chunk in the pages of the chunk: S43 in server.md.
+with check("a symlink has its own target, however it is cut"), \
+        server_folder("cut") as folder, connection() as peer, one_thread():
+    on_server(f"echo -n >{folder}/file")
+    root = handle(peer, ROOT, "cut")
+    # It leaves a page without a NUL.
+    rkey, addr = peer.memory(b"A" * PAGE)
+    put(peer, 28, handle(peer, root, "file"), PAGE, (rkey, PAGE, addr))
+    rkey, addr = peer.memory(b"B" * 4)
+    call = nfs3(29, 10, root, b"link") + words(*[0] * 6, 1024)
+    peer.send(fixed(29) + lists([(len(call), rkey, 4, addr)]) + call + b"C" * 1020)
+    equal(answer(peer, 29)[:28], accepted(29) + words(0), "answer to SYMLINK")
+    equal(on_server(f"readlink {folder}/link").strip(), "BBBB" + "C" * 1020, "target")
+
+with check("an attribute of NFSv4.2 has its own value, however it is cut"), \
+        server_folder("cut") as folder, connection() as peer, one_thread():
+    on_server(f"echo -n >{folder}/file; echo Y >/proc/fs/nfsd/v4_end_grace")
+    file = handle(peer, handle(peer, ROOT, "cut"), "file")
+    rkey, addr = peer.memory(b"A" * 4 * PAGE)
+    key, at = peer.memory(b"B" * 3 * PAGE)
+    tail = b"C" * 2000
+    path = [words(24), *(words(15) + opaque(name) for name in (b"export", b"tmp", b"cut", b"file"))]
+    session = Session(peer)
+    for xid, length in enumerate((PAGE - 4, PAGE, PAGE + 4, 2 * PAGE, 3 * PAGE - 4), 0x2900):
+        for again in range(4):
+            put(peer, 0x2a00 + again, file, 4 * PAGE, (rkey, 4 * PAGE, addr))
+        call = session.call(xid, *path, words(73, 0) + opaque(b"value") + words(length + len(tail)))
+        peer.send(fixed(xid) + lists([(len(call), key, length, at)]) + call + tail)
+        equal(answer(peer, xid)[:28], accepted(xid) + words(0), "answer to SETXATTR")
+        got = bytes.fromhex(on_server(
+            f"python3 -c 'import os; print(os.getxattr(\"{folder}/file\", \"user.value\").hex())'"))
+        expect(got == b"B" * length + tail, f"the value of {length} and {len(tail)} bytes has "
+               f"{got.count(b'A')} bytes of a former WRITE")
+    session.end()
 
 with check("chunks that are not needed come back empty, the Reply chunk not at all"), connection() as peer:
     space = peer.space(256)

@@ -142,9 +142,22 @@ impl TrialRqst {
     /// The call: what is in its head, in its pages, and in its tail.
     pub(crate) fn message(&self) -> Result<KVec<u8>> {
         let arg = &self.raw.rq_arg;
+        self.bytes(arg.page_len as usize, arg.tail[0].iov_len)
+    }
+
+    /// The same bytes for those who think that calls are in head and pages.
+    pub(crate) fn message_without_tail(&self) -> Result<KVec<u8>> {
+        let arg = &self.raw.rq_arg;
+        self.bytes(arg.page_len as usize + arg.tail[0].iov_len, 0)
+    }
+
+    /// The head, so many bytes of the pages, and of the tail.
+    fn bytes(&self, pages: usize, tail: usize) -> Result<KVec<u8>> {
+        let arg = &self.raw.rq_arg;
         let mut all = KVec::new();
-        let mut left = arg.page_len as usize;
-        // SAFETY: Memory, as far as the lengths say; the pages are in the linear map.
+        let mut left = pages;
+        // SAFETY: Memory, as far as the lengths of the call say. The pages are in the linear map; their list is
+        // not longer than the call by a page, and has one entry behind its end.
         unsafe {
             let mut add = |from: *const c_void, len: usize| {
                 if len == 0 {
@@ -156,24 +169,15 @@ impl TrialRqst {
             let mut pages = arg.pages;
             while left != 0 {
                 let now = left.min(PAGE_SIZE);
-                add(bindings::page_address(*pages), now)?;
+                add(
+                    bindings::page_address(NonNull::new(*pages).ok_or(EINVAL)?.as_ptr()),
+                    now,
+                )?;
                 pages = pages.add(1);
                 left -= now;
             }
-            add(arg.tail[0].iov_base, arg.tail[0].iov_len)?;
+            add(arg.tail[0].iov_base, tail)?;
         }
-        Ok(all)
-    }
-
-    /// What is in the page of the call where its pages begin.
-    pub(crate) fn first_page(&self) -> Result<KVec<u8>> {
-        let mut all = KVec::new();
-        // SAFETY: The list has it as long as the call is there; it is in the linear map.
-        let bytes = unsafe {
-            let page = bindings::page_address(*self.raw.rq_arg.pages);
-            core::slice::from_raw_parts(page.cast(), PAGE_SIZE)
-        };
-        all.extend_from_slice(bytes, GFP_KERNEL)?;
         Ok(all)
     }
 
