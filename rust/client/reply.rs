@@ -45,14 +45,16 @@ pub(super) struct Reply {
 
 /// Handles a message (row C90).
 pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<Endpoint>) {
-    let xprt = &endpoint.xprt;
-    xprt.note_traffic();
     let (fixed, rqst) = match request_of(endpoint, &msg) {
         Ok(found) => found,
         Err(nobody) => {
             // With it a key of another request, maybe, became invalid (row X15). A key of a call that was
             // given up is nobody's, or just about to be.
-            let excused = matches!(nobody, Nobody::Late) || msg.has_invalidated_idle();
+            let late = matches!(nobody, Nobody::Late);
+            if late {
+                endpoint.xprt.note_traffic();
+            }
+            let excused = late || msg.has_invalidated_idle();
             if msg.has_invalidated() && !excused {
                 violation(endpoint);
             }
@@ -161,7 +163,9 @@ fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
         let xid = Fixed::decode(msg.bytes()).map_or(0, |(fixed, _)| fixed.xid);
         (endpoint.xprt.traced(), xid)
     });
-    if endpoint.xprt.bc_call(body).is_err() {
+    if endpoint.xprt.bc_call(body).is_ok() {
+        endpoint.xprt.note_traffic();
+    } else {
         say!(
             pr_warn,
             "server {} by device {}: callback overflow: the server exceeds its credits\n",
@@ -239,6 +243,9 @@ impl Reply {
     }
 
     fn complete(self, endpoint: &Endpoint) {
+        // Not before it is known that nothing is wrong with the message: one that breaks the rules must not
+        // make the next connection come at once, or a server that knows no others is asked without a pause.
+        endpoint.xprt.note_traffic();
         let Self { mut rqst, msg, .. } = self;
         // The slot outlives the request; its lock keeps the lease at home until the RPC layer has
         // the reply.

@@ -63,9 +63,9 @@ const CREDIT: usize = bindings::RPC_CWNDSCALE as usize;
 pub(super) mod life {
     /// There is none.
     pub(in super::super) const DOWN: u32 = 0;
-    /// There is one, or an attempt at one, and nothing has been received on it.
+    /// There is one, or an attempt at one, and nothing of use has been received on it.
     pub(in super::super) const SILENT: u32 = 1;
-    /// There is one, and the server has said something.
+    /// There is one, and the server has said something that makes sense.
     pub(in super::super) const USEFUL: u32 = 2;
 }
 

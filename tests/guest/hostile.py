@@ -371,6 +371,18 @@ def useless():
         honest()
 
 
+def rules():
+    """Connections on which the server's first message is one that it must not send."""
+    begun = time.monotonic()
+    # The first one breaks a connection that was of use.
+    spoiled("a key that never was, on three connections in a row",
+            *[changes(invalidate=lambda r, c: c.keys[0] ^ 0x55555500)] * 3, connects=3, bad=None)
+    with check("behind the second and the third, the next attempt waits"):
+        took = time.monotonic() - begun
+        say(f"all of it took {took:.1f} s")
+        expect(took > 2.8 + 5.8, "attempts follow too soon")
+
+
 def negotiation():
     """Private data that make no sense."""
     for name, data, largest in (
@@ -687,8 +699,8 @@ for name in (SIZE, SIZE + 1, 700, 1500, 3500):
     with through_proxy():
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
 # Where a timeout would hide that the client does not notice something, there is none.
-for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (useless, 100), (negotiation, 20),
-                     (callbacks, 20), (credits, 600)):
+for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (useless, 100), (rules, 600),
+                     (negotiation, 20), (callbacks, 20), (credits, 600)):
     if sys.argv[1:] and group.__name__ not in sys.argv[1:]:
         continue
     with check(f"mounted: {group.__name__}"):
