@@ -271,6 +271,22 @@ fn chunk_in_the_header_of_rpc() {
 }
 
 #[test]
+fn arguments_that_are_encrypted() {
+    for (flavour, service, split) in [(6, 3, false), (6, 2, true), (6, 1, true), (1, 3, true)] {
+        let mut msg = call(0, vec![(64, seg(1, 5000, 9))], 72);
+        let body = msg.len() - 72;
+        for (at, word) in [(24, flavour), (28, 24), (44, service)] {
+            msg[body + at..][..4].copy_from_slice(&u32::to_be_bytes(word));
+        }
+        assert_eq!(
+            is_split(&msg),
+            split,
+            "service {service} of flavour {flavour}"
+        );
+    }
+}
+
+#[test]
 fn many_chunks() {
     for chunks in [64, 65] {
         // Two segments each, in descending order.

@@ -74,6 +74,7 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
                 violation(endpoint);
                 return;
             }
+            endpoint.xprt.note_traffic();
             reply.finish(endpoint);
         }
         Ok(Some(set)) => reply.fence(endpoint, cx, set),
@@ -199,6 +200,9 @@ impl Reply {
                 }
             }
         }
+        // Not earlier: a message for which the connection is ended says nothing for the next one. If it did, a
+        // server that knows no others would be asked without a pause.
+        endpoint.xprt.note_traffic();
         let mut set = match set.fenced() {
             Ok(lease) => {
                 self.rqst.slot().put(Memory::Home(lease));
@@ -243,9 +247,6 @@ impl Reply {
     }
 
     fn complete(self, endpoint: &Endpoint) {
-        // Not before it is known that nothing is wrong with the message: one that breaks the rules must not
-        // make the next connection come at once, or a server that knows no others is asked without a pause.
-        endpoint.xprt.note_traffic();
         let Self { mut rqst, msg, .. } = self;
         // The slot outlives the request; its lock keeps the lease at home until the RPC layer has
         // the reply.

@@ -105,7 +105,7 @@ pub(super) struct Source {
     _token: Token,
 }
 
-// SAFETY: The buffer is the value's own, stays where it is when that moves, and nobody writes it.
+// SAFETY: The buffer is the value's own, and stays where it is when that moves.
 unsafe impl Payload for Source {
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
         let mut at = at;

@@ -138,8 +138,8 @@ impl Drop for PageVec {
 ///
 /// # Safety
 ///
-/// The memory that [`Self::pieces`] describes stays where it is, open to reading by devices, and nobody
-/// writes it, as long as the value exists, wherever that is moved to.
+/// The memory that [`Self::pieces`] describes stays where it is, and open to reading by devices, as long as the
+/// value exists, wherever that is moved to. What is in it may change: pages of files can be among it.
 pub(crate) unsafe trait Payload: Send + 'static {
     /// The pieces of memory of `len` bytes from byte `at` on.
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;

@@ -10,14 +10,17 @@
 //! ```
 //!
 //! The tail is there twice, as not all of the kernel knows that there can be one: `nfsd4_vbuf_from_vector`,
-//! `svc_fill_symlink_pathname` and `gss_read_proxy_verf` take so many bytes from head and pages, and go on in the
-//! pages where they should go on in the tail. There they find the same bytes; without them it would be what
-//! another call has left in these pages, or no page.
+//! `svc_fill_symlink_pathname`, `gss_read_proxy_verf` and `nfsd_cache_csum` take so many bytes from head and pages,
+//! and go on in the pages where they should go on in the tail. There they find the same bytes; without them it
+//! would be what another call has left in these pages, or no page. (The first of them looks in the wrong place for
+//! a value that begins in the pages or behind them. That is in this call, too.)
 //!
 //! For all others the message is put together as it would have come over a byte stream: a source,
 //! which is the Position Zero Read chunk and what is inline, with the other chunks inserted at their
 //! positions, each with its padding (row X29). Among them are calls whose chunk begins in the header of
-//! RPC: `svcauth_gss_verify_header` takes that for one piece of memory.
+//! RPC, which `svcauth_gss_verify_header` takes for one piece of memory, and what is encrypted as a whole: it is
+//! decrypted where it is, the second tail would stay as it came, and `gss_krb5_unwrap_v2` reads the head of the token
+//! without asking whether there is so much.
 //!
 //! All of it is checked before any memory is touched (row X28).
 
@@ -34,8 +37,8 @@ use kernel::{
     prelude::*, //
 };
 
-/// Read chunks that a call can have. Clients have one, or two; and the time that it takes to find the next one
-/// grows with the list, which may be as long as a message.
+/// Read chunks that a call can have. Clients have one, or two; and to find the next one takes a look at all
+/// segments, of which there may be a thousand.
 const MAX_CHUNKS: usize = 64;
 
 /// The shape of a call in its pages.
@@ -131,6 +134,9 @@ impl<'c, 'a> Plan<'c, 'a> {
     }
 }
 
+/// Where the credential of a call is.
+const CREDENTIAL: usize = 24;
+
 /// Where the header of a call ends, which is that of its verifier (RFC 5531, section 9).
 fn rpc_header(inline: &[u8]) -> Option<usize> {
     let opaque_auth = |at: usize| {
@@ -140,7 +146,14 @@ fn rpc_header(inline: &[u8]) -> Option<usize> {
         body.checked_add(len.checked_next_multiple_of(4)?)
     };
     // XID, direction, version of RPC, program, version, procedure; credential, verifier.
-    opaque_auth(opaque_auth(24)?)
+    opaque_auth(opaque_auth(CREDENTIAL)?)
+}
+
+/// Whether the arguments are encrypted (RFC 2203, section 5.3.3.4).
+fn is_private(inline: &[u8]) -> bool {
+    let word = |at: usize| inline.get(at..)?.first_chunk::<4>();
+    // The flavour; behind its length, version, procedure and sequence number, the service.
+    word(CREDENTIAL) == Some(&[0, 0, 0, 6]) && word(44) == Some(&[0, 0, 0, 3])
 }
 
 /// The shape of a call with one Read chunk at its own position, in the arguments.
@@ -152,7 +165,7 @@ fn split(call: &Call<'_>) -> Option<Shape> {
     if chunks.next().is_some() || call.proc != Proc::Msg {
         return None;
     }
-    if call.inline.len() > PAGE_SIZE || head < rpc_header(call.inline)? {
+    if call.inline.len() > PAGE_SIZE || head < rpc_header(call.inline)? || is_private(call.inline) {
         return None;
     }
     Some(Shape::Split {

@@ -375,8 +375,8 @@ def rules():
     """Connections on which the server's first message is one that it must not send."""
     begun = time.monotonic()
     # The first one breaks a connection that was of use.
-    spoiled("a key that never was, on three connections in a row",
-            *[changes(invalidate=lambda r, c: c.keys[0] ^ 0x55555500)] * 3, connects=3, bad=None)
+    spoiled("the key of a call is invalidated by no reply, on three connections in a row",
+            *[lambda connection, call: connection.send(bytes(8), call.keys[0])] * 3, connects=3, bad=None)
     with check("behind the second and the third, the next attempt waits"):
         took = time.monotonic() - begun
         say(f"all of it took {took:.1f} s")

@@ -256,7 +256,7 @@ with check("an attribute of NFSv4.2 has its own value, however it is cut"), \
 
     # Clients may be about to reclaim what they had.
     wait_for(lambda: set_value(28, 4) != 10013, 60, "the time of grace is over")
-    for xid, length in enumerate((PAGE - 4, PAGE, PAGE + 4, 2 * PAGE, 3 * PAGE - 4), 0x2900):
+    for xid, length in enumerate((4, 1000, PAGE - 4, PAGE, PAGE + 4, 2 * PAGE, 3 * PAGE - 4), 0x2900):
         for again in range(4):
             put(peer, 0x2a00 + again, file, 4 * PAGE, (rkey, 4 * PAGE, addr))
         equal(set_value(xid, length), 0, "status of SETXATTR")

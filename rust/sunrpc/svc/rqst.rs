@@ -480,7 +480,7 @@ pub(crate) struct DetachedReply {
     parts: Parts,
 }
 
-// SAFETY: The pages are the value's own, and sunrpc has ceased to write them: it took the reply to be sent.
+// SAFETY: The value has a reference to each of the pages, and head and tail are in them.
 unsafe impl Payload for DetachedReply {
     fn pages(&self) -> usize {
         self.pages.len()
