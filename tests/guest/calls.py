@@ -12,12 +12,8 @@ from events import *
 from lib import *
 from peer import *
 
-GETATTR, LOOKUP, PUTROOTFH, READ, READLINK = 9, 15, 24, 25, 27
+GETATTR, READ, READLINK = 9, 25, 27
 LINK = "/a/name/of/no/file"
-
-
-def walk(*names):
-    return [words(PUTROOTFH), *(words(LOOKUP) + opaque(name.encode()) for name in names)]
 
 
 def read_op(count, offset=0):

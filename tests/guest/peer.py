@@ -212,6 +212,10 @@ def silent(peer, seconds=1):
     raise Failed(f"unexpected answer {data.hex()}")
 
 
+# Operations of NFSv4.
+LOOKUP, PUTROOTFH = 15, 24
+
+
 def opaque(data):
     return words(len(data)) + data + bytes(-len(data) % 4)
 
@@ -221,6 +225,11 @@ def compound(xid, minor, *ops):
     credential = words(0, 0, 0, 0, 0)
     return (words(xid, 0, 2, 100003, 4, 1, 1, len(credential)) + credential + words(0, 0)
             + words(0, minor, len(ops)) + b"".join(ops))
+
+
+def walk(*names):
+    """The operations of NFSv4 that lead to a file."""
+    return [words(PUTROOTFH), *(words(LOOKUP) + opaque(name.encode()) for name in names)]
 
 
 class Session:

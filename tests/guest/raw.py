@@ -243,7 +243,7 @@ with check("an attribute of NFSv4.2 has its own value, however it is cut"), \
     rkey, addr = peer.memory(b"A" * 4 * PAGE)
     key, at = peer.memory(b"B" * 3 * PAGE)
     tail = b"C" * 2000
-    path = [words(24), *(words(15) + opaque(name) for name in (b"export", b"tmp", b"cut", b"file"))]
+    path = walk("export", "tmp", "cut", "file")
     session = Session(peer)
 
     def set_value(xid, length):
