@@ -55,6 +55,7 @@ mod patience;
 mod pd;
 mod probe;
 mod raw_mr;
+mod report;
 mod rx;
 mod rxmem;
 mod server;
@@ -107,6 +108,7 @@ pub(crate) use self::{
         Access,
         Handle, //
     },
+    report::Report,
     rx::RxMsg,
     server::{
         ServerConn,

@@ -40,6 +40,7 @@ struct RpcRdma {
     backchannel: sunrpc::ClassRegistration,
     server: sunrpc::SvcRegistration<server::RdmaServer>,
     _server_tunables: rt::sysctl::Registration,
+    _report: ib::Report,
     #[pin]
     devices: ib::Client,
     queue: rt::queue::ModuleQueue,
@@ -52,6 +53,7 @@ impl kernel::InPlaceModule for RpcRdma {
             queue: unsafe { rt::queue::ModuleQueue::new(c"rpcrdma_rust") }?,
             // SAFETY: The module is initialised once.
             devices <- unsafe { ib::Client::new(c"rpcrdma_rust") },
+            _report: ib::Report::new(c"rpcrdma_rust"),
             // Row M17: this is.
             _server_tunables: server::register_tunables()?,
             server: sunrpc::SvcRegistration::new()?,

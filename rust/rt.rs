@@ -7,6 +7,7 @@
 pub(crate) mod clock;
 pub(crate) mod completion;
 pub(crate) mod cstr;
+pub(crate) mod debugfs;
 pub(crate) mod delayed;
 pub(crate) mod err;
 pub(crate) mod fifo;

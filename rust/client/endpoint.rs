@@ -30,6 +30,7 @@ use crate::{
     },
 };
 use kernel::{
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -115,6 +116,19 @@ impl Endpoint {
 }
 
 impl Protocol for Endpoint {
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inline = self.inline();
+        f.write_fmt(fmt!(
+            " server={} xprt={} credits={}/{} inline={}/{}",
+            self.xprt.addr().text(),
+            self.xprt.id(),
+            self.granted.load(Relaxed),
+            self.requests,
+            inline.send,
+            inline.recv
+        ))
+    }
+
     type Lease = PayloadLease;
     type Pending = Reply;
 

@@ -155,6 +155,9 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// The connection cannot go on: called at most once, from process context, and only if
     /// [`Conn::connect`] succeeds, but maybe before it returns. It must only schedule the shutdown.
     fn lost(&self, why: Lost);
+
+    /// Says whose connection this is, and what was agreed on with the peer: as [`Link::show`] does.
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
 /// Proof that a connection's queue pair and completion queues are gone: neither the device nor a
@@ -363,6 +366,9 @@ impl<P: Protocol> Conn<P> {
         let qp = make_qp(id, domain, &mut attr)?;
         // INVARIANT: `tear_down` sets `closed`, and waits for handlers, before it destroys it.
         inner.qp.store(qp.as_ptr(), Release);
+        // SAFETY: The queue pair is valid.
+        let number = unsafe { (*qp.as_ptr()).qp_num };
+        inner.qp_num.store(number, Relaxed);
         // SAFETY: `tear_down` closes the gate before it destroys the queue pair.
         unsafe { domain.open_gate(qp, inner.clone()) };
 

@@ -46,6 +46,24 @@ pub(crate) trait Link: Send + Sync + 'static {
     /// Called in process context, maybe with locks of the caller held: must not sleep for long and
     /// only schedules what has to be done. May be called more than once.
     fn lost(&self, why: Lost);
+
+    /// Says on one line what it has of the device, as `key=value`, behind a space each. Must not
+    /// allocate, or wait for who does: connections wait for the caller.
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
+}
+
+/// All that uses a device, a line each. Sleeps.
+pub(super) fn show(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    for entry in DEVICES.lock().iter() {
+        // SAFETY: The device is valid: its removal waits for the lock.
+        let name = unsafe { name_of(entry.dev.as_ptr()) };
+        for (_, link) in entry.state.lock().listeners.iter() {
+            f.write_fmt(fmt!("device={name}"))?;
+            link.show(f)?;
+            f.write_str("\n")?;
+        }
+    }
+    Ok(())
 }
 
 /// How many devices were added so far.

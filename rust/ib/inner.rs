@@ -40,6 +40,7 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -107,6 +108,9 @@ pub(super) struct Inner<P: Protocol> {
     /// One of `phase`.
     pub(super) phase: Atomic<u32>,
     pub(super) qp: Atomic<*mut bindings::ib_qp>,
+    /// The number of the queue pair, and how many regions there are, for [`Link::show`].
+    pub(super) qp_num: Atomic<u32>,
+    regions: Atomic<u32>,
     /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
     pub(super) queues: (Atomic<u32>, Atomic<u32>),
     /// Sends before this sequence number are complete.
@@ -148,6 +152,8 @@ impl<P: Protocol> Inner<P> {
                 closed: AtomicFlag::new(false),
                 phase: Atomic::new(phase::CONNECTING),
                 qp: Atomic::new(core::ptr::null_mut()),
+                qp_num: Atomic::new(0),
+                regions: Atomic::new(0),
                 queues: (Atomic::new(0), Atomic::new(0)),
                 tx_tail: Atomic::new(0),
                 pad_key: SetOnce::new(),
@@ -358,6 +364,7 @@ impl<P: Protocol> Inner<P> {
         }
         // There are never more than a connection may have.
         parts.regions = KVVec::new();
+        self.regions.store(refill.total, Relaxed);
         refill.total
     }
 
@@ -379,6 +386,7 @@ impl<P: Protocol> Inner<P> {
             refill.total = refill.total.wrapping_add(1);
             made = made.wrapping_add(1);
         }
+        self.regions.store(refill.total, Relaxed);
         self.proto.regions_created(made);
         // The next shortage asks for more at once.
         refill.batch = refill.batch.saturating_mul(2).min(64);
@@ -412,6 +420,18 @@ impl<P: Protocol> Link for Inner<P> {
         if self.phase.xchg(phase::LOST, Full) == phase::UP {
             self.proto.lost(why);
         }
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let idle = self.mrs.lock().idle.len();
+        self.proto.show(f)?;
+        f.write_fmt(fmt!(
+            " qp={} receives={} regions={} idle_regions={}",
+            self.qp_num.load(Relaxed),
+            self.limits.rx_count,
+            self.regions.load(Relaxed),
+            idle
+        ))
     }
 }
 

@@ -282,6 +282,33 @@ mod tests {
     }
 
     #[test]
+    fn peer_that_nothing_is_known_of_has_one_request_read_at_a_time() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        seen.lock().known = false;
+        post_read(&conn, &alive, pages(1)?.0, 1)?;
+        assert!(seen.lock().congested.as_slice() == [true] && seen.lock().writable == 0);
+        fake.complete(1, OK);
+        assert!(seen.lock().congested.as_slice() == [true, false] && seen.lock().writable == 1);
+        // What it is told by messages alone takes none of its memory.
+        conn.reply()?.post(8, None)?;
+        assert_eq!(seen.lock().congested.len(), 2);
+        fake.complete(1, OK);
+        post_read(&conn, &alive, pages(1)?.0, 2)?;
+        assert_eq!(seen.lock().congested.len(), 3);
+        post_read(&conn, &alive, pages(1)?.0, 2)?;
+        // From the next completion on.
+        seen.lock().known = true;
+        fake.complete(1, OK);
+        assert!(seen.lock().congested.len() == 4 && seen.lock().writable == 2);
+        fake.complete(1, OK);
+        post_read(&conn, &alive, pages(1)?.0, 3)?;
+        post_read(&conn, &alive, pages(1)?.0, 4)?;
+        assert_eq!(seen.lock().congested.len(), 4);
+        fake.complete(2, OK);
+        Ok(())
+    }
+
+    #[test]
     fn many_pages_congest_whether_written_from_or_read_into() -> Result {
         let (fake, seen, alive, conn) = server()?;
         conn.shared.sq.lock().many_pages = 2 * PAGES + 1;

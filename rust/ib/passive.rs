@@ -35,6 +35,7 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -573,6 +574,10 @@ struct Waiting(Arc<Port>);
 impl Link for Waiting {
     fn lost(&self, _why: Lost) {
         self.0.schedule();
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(" a connection that nobody has accepted yet")
     }
 }
 

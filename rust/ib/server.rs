@@ -74,6 +74,7 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -110,6 +111,10 @@ pub(crate) trait Service: Sized + Send + Sync + 'static {
     /// Whether further requests should be left where they are. With locks held: must only take note.
     fn congested(&self, congested: bool);
 
+    /// Whether the peer is one that may use the service. Until then it gets no more memory than one
+    /// request needs. With locks held.
+    fn is_peer_known(&self) -> bool;
+
     /// The connection is not congested any more.
     fn writable(&self);
 
@@ -142,6 +147,8 @@ pub(super) struct Shared<S: Service> {
     id: *mut bindings::rdma_cm_id,
     /// The client's address.
     peer: SockAddr,
+    /// The number of the queue pair, for [`Link::show`].
+    qp_num: Atomic<u32>,
     /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
     queues: (Atomic<u32>, Atomic<u32>),
     limits: ServerLimits,
@@ -198,6 +205,7 @@ impl<S: Service> Shared<S> {
                 lkey,
                 id: incoming.id.as_ptr(),
                 peer: incoming.remote(),
+                qp_num: Atomic::new(0),
                 queues: (Atomic::new(0), Atomic::new(0)),
                 limits,
                 life: Life::new::<S>(),
@@ -294,6 +302,18 @@ impl<S: Service> Link for Shared<S> {
             return;
         }
         self.service.lost(why);
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let limits = &self.limits;
+        f.write_fmt(fmt!(
+            " client={} credits={} qp={} receives={}",
+            self.peer.text(),
+            limits.requests,
+            self.qp_num.load(Relaxed),
+            limits.messages
+        ))?;
+        self.sq.lock().show(f)
     }
 }
 
@@ -442,6 +462,9 @@ impl<S: Service> ServerConn<S> {
         };
         // INVARIANT: `tear_down` drains it and clears the pointer before it is destroyed.
         shared.qp.store(qp.as_ptr(), Release);
+        // SAFETY: The queue pair is valid.
+        let number = unsafe { (*qp.as_ptr()).qp_num };
+        shared.qp_num.store(number, Relaxed);
 
         // Receives before credits: all of them.
         for number in 0..limits.messages {

@@ -26,6 +26,7 @@ use crate::rt::{
 };
 use kernel::{
     alloc::flags::GFP_NOWAIT,
+    fmt,
     prelude::*,
     sync::{
         new_mutex,
@@ -147,6 +148,10 @@ impl Link for Removal {
     fn lost(&self, _why: Lost) {
         // An error means that it is on its way already.
         let _ = queue::module_queue().enqueue::<_, 0>(self.0.clone());
+    }
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(" kept for a connection that has ended")
     }
 }
 

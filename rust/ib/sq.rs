@@ -7,7 +7,8 @@
 //! not complete as there are requests at a time, the connection is congested and no request is taken
 //! up; those that were in hand by then are not more than a peer may have outstanding. It is congested
 //! too while enough pages are being read into to keep any network busy: the rest need not be taken
-//! from the service before its time, least of all for a peer that does not answer.
+//! from the service before its time, least of all for a peer that does not answer. While nothing is
+//! known of the peer any pages are enough: whoever can connect could have them otherwise.
 
 use super::{
     cq::Cq,
@@ -33,6 +34,7 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     error::to_result,
+    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -80,10 +82,23 @@ impl<S: Service> Sq<S> {
         self.room < self.depth || !self.waiting.is_empty()
     }
 
-    fn is_full(&self) -> bool {
+    /// As [`Link::show`] does.
+    pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_fmt(fmt!(
+            " sends={}/{} replies={} payload_pages={} congested={}",
+            self.depth.saturating_sub(self.room),
+            self.depth,
+            self.replies,
+            self.pages,
+            u32::from(self.congested)
+        ))
+    }
+
+    fn is_full(&self, service: &S) -> bool {
         !self.waiting.is_empty()
             || self.replies >= self.many_replies
             || self.pages >= self.many_pages
+            || (self.pages != 0 && !service.is_peer_known())
     }
 }
 
@@ -171,7 +186,7 @@ impl<S: Service> Shared<S> {
             sq.room = sq.room.saturating_sub(op.wrs);
             Some(op)
         };
-        if sq.is_full() && !sq.congested {
+        if sq.is_full(self.service()) && !sq.congested {
             sq.congested = true;
             self.service().congested(true);
         }
@@ -203,7 +218,7 @@ impl<S: Service> Shared<S> {
                 ready.push(op);
             }
         }
-        let relieved = sq.congested && !sq.is_full();
+        let relieved = sq.congested && !sq.is_full(self.service());
         if relieved {
             sq.congested = false;
             self.service().congested(false);

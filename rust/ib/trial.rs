@@ -60,6 +60,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    fmt,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
@@ -255,6 +256,10 @@ impl Protocol for Proto {
     fn regions_created(&self, _count: u32) {}
 
     fn receives_posted(&self, _queue: u32, _count: usize, _ring: u32, _result: Result) {}
+
+    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(" a trial")
+    }
 
     fn lost(&self, why: Lost) {
         let mut facts = self.0.lock();

@@ -141,6 +141,7 @@ pub(super) struct Facts {
     /// Pages and numbers of what was read.
     pub(super) read: KVec<(usize, u32)>,
     pub(super) congested: KVec<bool>,
+    pub(super) known: bool,
     pub(super) writable: usize,
     pub(super) idle: usize,
     pub(super) lost: usize,
@@ -183,6 +184,10 @@ impl Service for Host {
     fn congested(&self, congested: bool) {
         let mut facts = self.seen.lock();
         let _ = facts.congested.push_within_capacity(congested);
+    }
+
+    fn is_peer_known(&self) -> bool {
+        self.seen.lock().known
     }
 
     fn writable(&self) {
@@ -374,6 +379,7 @@ pub(super) fn service() -> Result<(Seen, Arc<Atomic<u32>>)> {
             received: 0,
             read,
             congested,
+            known: true,
             writable: 0,
             idle: 0,
             lost: 0,

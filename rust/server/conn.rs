@@ -121,6 +121,10 @@ impl Service for Peer {
         self.handle.set_full(congested);
     }
 
+    fn is_peer_known(&self) -> bool {
+        self.handle.is_peer_valid()
+    }
+
     fn writable(&self) {
         self.handle.wake();
     }
@@ -148,8 +152,7 @@ impl Service for Peer {
             );
         }
         if why == Lost::DeviceRemoved {
-            // The removal waits for this connection, and threads of nfsd may wait for a file system. No help
-            // if the connection is in line for one, or a blocked one has a call of it.
+            // The removal waits for this connection, and threads of nfsd may wait for a file system.
             self.handle.close_now();
         } else {
             self.handle.close();

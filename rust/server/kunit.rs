@@ -28,6 +28,7 @@ mod tests {
             Fake,
             ServerConn, //
         },
+        rt::completion::Completion,
         sunrpc::{
             take,
             ServiceLimits,
@@ -406,6 +407,75 @@ mod tests {
         // The protection domain is gone, so every message is.
         assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
         assert!(!xprt.has_data());
+        Ok(())
+    }
+
+    #[test]
+    fn client_has_one_call_read_at_a_time_until_it_names_a_file() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        let bytes = with_read(PAGE)?;
+        for known in [false, true] {
+            assert!(fake.receive(&bytes, None));
+            assert!(receive(&conn, &mut rqst)?.is_none());
+            assert!(xprt.has_room() == known);
+            fake.complete(fake.sends(), OK);
+            assert!(xprt.has_room());
+            assert!(receive(&conn, &mut rqst)?.is_some());
+            xprt.set_peer_valid();
+        }
+        Ok(())
+    }
+
+    /// Whether something becomes true before long.
+    fn soon(mut what: impl FnMut() -> Result<bool>) -> Result<bool> {
+        let never = KBox::pin_init(Completion::new(), GFP_KERNEL)?;
+        for _ in 0..200 {
+            if what()? {
+                return Ok(true);
+            }
+            never.wait_msecs(10);
+        }
+        Ok(false)
+    }
+
+    /// All that the connection had of the device was given back.
+    fn is_gone(fake: &Fake) -> Result<bool> {
+        Ok(fake.asked()?.last() == Some(&Asked::DeallocPd))
+    }
+
+    #[test]
+    fn connection_whose_device_goes_ends_when_nobody_uses_it() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        let bytes = plain()?;
+        assert!(fake.receive(&bytes, None));
+        let mut ctxt = receive(&conn, &mut rqst)?.ok_or(EINVAL)?;
+        xprt.set_conn(conn);
+        let handle = xprt.handle();
+        // Without a device there is nothing to be said to the client by a thread that has a call.
+        let waited = xprt.with_conn(|conn| {
+            handle.close_now();
+            handle.close_now();
+            // Nobody comes to use it, but it stays for those who do.
+            assert!(soon(|| Ok(xprt.with_conn(|_| ()).is_none()))?);
+            assert!(xprt.is_closing() && !is_gone(&fake)?);
+            send::send(conn, &mut ctxt, &mut rqst.reply(64, 0)?)
+        });
+        assert!(waited == Some(Ok(())));
+        // No thread closes the transport, and the call still is there.
+        assert!(soon(|| is_gone(&fake))?);
+        assert!(xprt.with_conn(|_| ()).is_none());
+        drop(ctxt);
+        Ok(())
+    }
+
+    #[test]
+    fn connection_whose_device_goes_first_ends_when_it_is_told_of() -> Result {
+        let (fake, xprt, _rqst, conn) = trial()?;
+        xprt.handle().close_now();
+        assert!(!soon(|| is_gone(&fake))?);
+        xprt.set_conn(conn);
+        assert!(is_gone(&fake)? && xprt.is_closing());
+        assert!(xprt.with_conn(|_| ()).is_none());
         Ok(())
     }
 }

@@ -471,6 +471,13 @@ impl<T: ClientTransport> Core<T> {
         unsafe { trace::Peer::new(self.raw()) }
     }
 
+    /// Its number, which names it in sysfs: `xprt-3-rdma`.
+    pub(crate) fn id(&self) -> c_uint {
+        // SAFETY: The transport's memory is valid, and the number does not change once it has a
+        // connection.
+        unsafe { (*self.raw()).id }
+    }
+
     /// The network namespace of the mount.
     pub(crate) fn net(&self) -> Net<'_> {
         // SAFETY: The transport holds a reference to the namespace.

@@ -433,6 +433,20 @@ def rdma_objects(kind):
     return run("rdma", "resource", "show", kind).splitlines()
 
 
+CONNECTIONS = "/sys/kernel/debug/rpcrdma_rust/connections"
+
+
+def connections(peer, text):
+    """What our module shows of its connections to a `server`, or a `client`: a dictionary for each."""
+    found = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in text.splitlines()]
+    return [words for words in found if peer in words]
+
+
+def queue_pairs(text):
+    """The numbers of queue pairs, by what `rdma resource show qp` printed."""
+    return set(re.findall(r" lqpn (\d+) ", text))
+
+
 # Shell: waits until the device is unregistered, so that who used it has let go of it. (`rdma link` hides it before.)
 AWAIT_GONE = (f"n=0; while [ -e /sys/class/infiniband/{RDMA}0 ]; do [ $n -lt {400 * SLOWNESS} ] || exit 1; "
               "sleep 0.1; n=$((n + 1)); done")

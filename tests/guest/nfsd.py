@@ -87,40 +87,85 @@ with check("the server's RDMA device is removed and comes back", 300):
         all_go_on(loads, 120)
 
 
-with check("the server's RDMA device goes while no thread of nfsd is free", 200):
-    if NODES == 1:
-        raise Skip("in one guest it is the client's as well")
-    threads, jobs = int(on_server("cat /proc/fs/nfsd/threads")), []
-    on_server("mkfs.ext4 -q /dev/vdd; mkdir -p /export/disk; mount /dev/vdd /export/disk; chmod 777 /export/disk; "
-              "exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'")
-    os.makedirs("/mnt/slow", exist_ok=True)
-    run("mount", "-t", "nfs", "-o", "vers=3,proto=tcp,nolock", f"{SERVER}:/export/disk", "/mnt/slow")
+@contextlib.contextmanager
+def frozen_disk():
+    """An export whose file system can be frozen."""
+    on_server("mkfs.ext4 -q /dev/vdd; mkdir -p /export/disk; mount /dev/vdd /export/disk")
     try:
-        # Each in its own: the client creates one file at a time in a directory.
-        places = [f"/mnt/slow/{n}" for n in range(6)]
-        for place in places:
-            os.mkdir(place)
-        with mounted("3"):
-            on_server("echo 2 >/proc/fs/nfsd/threads; fsfreeze -f /export/disk")
+        on_server("chmod 777 /export/disk; "
+                  "exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'")
+        yield "/export/disk"
+    finally:
+        on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
+
+
+@contextlib.contextmanager
+def no_free_thread(how):
+    """All threads of nfsd have calls that wait for a file system, and more are in line, by a mount with these options.
+    In the body the server's RDMA device can go."""
+    before = int(on_server("cat /proc/fs/nfsd/threads"))
+    with frozen_disk() as disk:
+        os.makedirs("/mnt/slow", exist_ok=True)
+        run("mount", "-t", "nfs", "-o", f"vers=3,nolock,{how}", f"{SERVER}:{disk}", "/mnt/slow")
+        try:
+            # Each in its own: the client creates one file at a time in a directory.
+            places = [f"/mnt/slow/{n}" for n in range(6)]
+            for place in places:
+                os.mkdir(place)
+            on_server(f"echo 2 >/proc/fs/nfsd/threads; fsfreeze -f {disk}")
             try:
                 jobs = [subprocess.Popen(["touch", f"{place}/file"]) for place in places]
                 wait_for(lambda: on_server("ps -C nfsd -o stat=").split() in (["D"] * 2, ["D<"] * 2), 30,
                          "both threads wait for the file system")
-                on_server(f"({DELETE}) >/dev/null 2>&1 &")
-                begun = time.monotonic()
-                on_server(AWAIT_GONE)
-                say(f"after {time.monotonic() - begun:.1f} s")
+                yield
                 expect(all(job.poll() is None for job in jobs), "a call was answered")
             finally:
-                on_server(f"fsfreeze -u /export/disk; echo {threads} >/proc/fs/nfsd/threads")
+                on_server(f"fsfreeze -u {disk}; echo {before} >/proc/fs/nfsd/threads; "
+                          f"rdma link show {RDMA}0/1 >/dev/null 2>&1 || {{ {AWAIT_GONE}; {ADD}; }}")
             for job in jobs:
                 equal(job.wait(60 * SLOWNESS), 0, "status of a writer")
-            on_server(f"{AWAIT_GONE}; {ADD}")
+        finally:
+            run("umount", "/mnt/slow")
+
+
+def lose_device():
+    on_server(f"({DELETE}) >/dev/null 2>&1 &")
+    begun = time.monotonic()
+    on_server(AWAIT_GONE)
+    say(f"after {time.monotonic() - begun:.1f} s")
+
+
+# The calls are of another connection, or of that which is to end.
+for transport, how in (("TCP", "proto=tcp"), ("RDMA", f"proto=rdma,port={PORT}")):
+    with check(f"the server's RDMA device goes while all threads of nfsd have calls by {transport}", 200):
+        if NODES == 1:
+            raise Skip("in one guest it is the client's as well")
+        if os.environ["SERVER_FLAVOUR"] == "c" and transport == "RDMA":
+            raise Skip("the C transport waits for a thread of nfsd")
+        with mounted("3"):
+            with no_free_thread(how):
+                lose_device()
             os.listdir("/mnt/a")
-    finally:
-        run("umount", "/mnt/slow")
-        on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
-        on_server(f"rdma link show {RDMA}0/1 >/dev/null 2>&1 || {{ {AWAIT_GONE}; {ADD}; }}")
+
+with check("a callback that has no connection, and no thread of nfsd that notices: it is tried now and then", 200):
+    if NODES == 1:
+        raise Skip("in one guest it is the client's as well")
+    with server_folder("called") as folder, mounted("4.2") as at:
+        can_be_called("10.0.0.2")
+        on_server(f"printf first >{folder}/f")
+        with open(f"{at}/called/f") as file:
+            equal(file.read(), "first", "content")
+            wait_for(lambda: "type: deleg" in on_server("cat /proc/fs/nfsd/clients/*/states"), 10, "a delegation")
+            with no_free_thread("proto=tcp"):
+                lose_device()
+                # The open waits for the delegation. (It does not come back, and the open is given up.)
+                tries = int(on_server(f"""
+                    cd /sys/kernel/tracing; echo >trace; echo 1 >events/sunrpc/xprt_transmit/enable
+                    timeout 5 sh -c 'echo second >{folder}/f'
+                    echo 0 >events/sunrpc/xprt_transmit/enable; grep -c 'xprt_transmit: ' trace; true"""))
+                say(f"{tries} times in 5 s")
+                expect(0 < tries < 50, f"{tries} times in 5 s")
+        equal(read(f"{at}/called/f"), "first", "content afterwards")
 
 
 def one_listener():

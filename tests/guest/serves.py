@@ -47,6 +47,22 @@ def settings(server=(), client=()):
             write(CLIENT[name], n)
 
 
+with check("debugfs: which client has which queue pair"):
+    if os.environ["SERVER_FLAVOUR"] != "rust":
+        raise Skip("the C module does not show that")
+    before = connections("client", on_server(f"cat {CONNECTIONS}"))
+    with mounted("3", "nconnect=2") as at:
+        os.listdir(at)
+        found = [words for words in connections("client", on_server(f"cat {CONNECTIONS}"))
+                 if words["qp"] not in [old["qp"] for old in before]]
+        for words in found:
+            say(" ".join("=".join(pair) for pair in words.items()))
+        equal(len(found), 2, "connections")
+        expect({words["qp"] for words in found} <= queue_pairs(on_server("rdma resource show qp")), "queue pairs")
+        for words in found:
+            equal([words[name] for name in ("device", "credits", "receives", "replies", "payload_pages", "congested")],
+                  [f"{RDMA}0", "128", "146", "0", "0", "0"], "device, credits, what is posted")
+
 for name, (default, low, high) in TUNABLES.items():
     with check(f"server's {name}: default, mode and range"):
         path = DIRECTORY + name

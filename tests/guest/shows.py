@@ -55,6 +55,26 @@ for name, (default, low, high) in SYSCTLS.items():
             equal(int(read(path)), high, "value after refused ones")
         write(path, f"{default}\n")
 
+with check("debugfs: which transport has which queue pair, credits and regions"):
+    if os.environ["CLIENT"] != "rust":
+        raise Skip("the C module does not show that")
+    with mounted("4.2", "nconnect=2") as at:
+        os.listdir(at)
+        found = connections("server", read(CONNECTIONS))
+        for words in found:
+            say(" ".join("=".join(pair) for pair in words.items()))
+        equal(sorted(f"xprt-{words['xprt']}-rdma" for words in found),
+              sorted(os.path.basename(name) for name in transports()), "transports")
+        expect({words["qp"] for words in found} <= queue_pairs(run("rdma", "resource", "show", "qp")), "queue pairs")
+        for words in found:
+            equal([words[name] for name in ("device", "server", "inline")],
+                  [f"{RDMA}0", f"{SERVER}:{PORT}", "4096/4096"], "device, server, thresholds")
+            granted, asked = map(int, words["credits"].split("/"))
+            expect(1 < granted <= asked == 128, f"{granted} of {asked} credits")
+            # All but the one for padding.
+            equal(int(words["idle_regions"]), int(words["regions"]) - 1, "idle regions")
+    equal(connections("server", read(CONNECTIONS)), [], "connections without a mount")
+
 with server_folder("stats") as folder:
     data = random_bytes(1 << 20)
     with check("mountstats: xprt line with read, write and reply chunks"), mounted("4.2") as at:

@@ -204,9 +204,15 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
     let (raw, xid) = unsafe { ((*(*rqst).rq_xprt).bc_xprt, u32::from_be((*rqst).rq_xid)) };
     let not_connected = err::enotconn().to_errno();
     // SAFETY: As above.
-    let (xprt, dead) = unsafe { (SvcXprt::<T>::from_raw(raw), bindings::svc_xprt_is_dead(raw)) };
-    let Some(conn) = xprt.conn().filter(|_| !dead) else {
+    let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
+    if xprt.core.has(bindings::XPT_DEAD) {
         return not_connected;
+    }
+    let closing = xprt.core.has(bindings::XPT_CLOSE);
+    let Some(conn) = xprt.conn().filter(|_| !closing) else {
+        // Until a thread of the service closes the transport, sunrpc thinks that this one is connected, and would
+        // try again at once, for seconds. Like this it waits for a moment each time.
+        return err::enobufs().to_errno();
     };
     // SAFETY: The request has a complete call, which stays for the length of this function.
     let call = unsafe {
@@ -215,7 +221,7 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
     };
     // SAFETY: What is allocated below must not wait for a file system.
     let flags = unsafe { bindings::memalloc_nofs_save() };
-    let sent = T::send_call(conn, xid, &call);
+    let sent = T::send_call(&conn, xid, &call);
     // SAFETY: As saved above.
     unsafe { bindings::memalloc_nofs_restore(flags) };
     match sent {

@@ -168,7 +168,7 @@ impl<T: ServerTransport> Drop for Newborn<T> {
         if let Some(module) = ModuleRef::try_get() {
             module.into_raw();
         }
-        // SAFETY: The transport is ours, with its only reference.
+        // SAFETY: The reference is ours.
         unsafe { bindings::svc_xprt_put(self.xprt().core.raw()) };
     }
 }
@@ -319,14 +319,26 @@ unsafe extern "C" fn recvfrom<T: ServerTransport>(rqstp: *mut bindings::svc_rqst
     // SAFETY: The thread has a reference to the transport.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
     let conn = xprt.conn();
-    let work = conn.and_then(|conn| T::inbox(conn).take());
-    // SAFETY: The thread has marked the transport busy; this ends that, once.
-    unsafe { bindings::svc_xprt_received(raw) };
+    let work = conn.as_ref().and_then(|conn| T::inbox(conn).take());
+    // SAFETY: The thread has marked the transport busy; `received` ends that, once.
+    let received = || unsafe { bindings::svc_xprt_received(raw) };
     let (Some(conn), Some(work)) = (conn, work) else {
+        received();
         return 0;
     };
+    // Of a peer that nothing is known of, the next call is taken up when it is known what memory this one has.
+    let known = xprt.core.has(bindings::XPT_PEER_VALID);
+    if known {
+        received();
+    }
     // SAFETY: sunrpc has filled the pages of the request, and does not look at them meanwhile.
-    match T::receive(conn, work, &mut unsafe { CallRqst::new(rqst) }) {
+    let mut rqst = unsafe { CallRqst::new(rqst) };
+    // The end of the connection waits for this, and file systems may wait for that.
+    let call = queue::without_fs(|| T::receive(&conn, work, &mut rqst));
+    if !known {
+        received();
+    }
+    match call {
         Ok(Some(ctxt)) => {
             // SAFETY: The request is the current thread's.
             unsafe {
@@ -372,7 +384,9 @@ unsafe extern "C" fn sendto<T: ServerTransport>(rqstp: *mut bindings::svc_rqst) 
     let sent = match (xprt.conn(), ctxt) {
         (Some(conn), Some(ctxt)) if !dead => {
             // SAFETY: The request has a complete reply, and the pages are as sunrpc left them.
-            T::send(conn, ctxt, &mut unsafe { ReplyRqst::new(rqst) })
+            let mut rqst = unsafe { ReplyRqst::new(rqst) };
+            // As in `recvfrom`.
+            queue::without_fs(|| T::send(&conn, ctxt, &mut rqst))
         }
         _ => Err(err::enotconn()),
     };
@@ -420,7 +434,7 @@ unsafe extern "C" fn release_ctxt<T: ServerTransport>(
     // SAFETY: sunrpc has a reference to the transport.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
     if let Some(conn) = xprt.conn() {
-        T::release(conn, ctxt);
+        T::release(&conn, ctxt);
     }
 }
 
@@ -435,7 +449,7 @@ unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     // The removal of a device may wait for it, and file systems for that.
     queue::without_fs(|| {
         if let Some(conn) = xprt.conn() {
-            T::detach(conn);
+            T::detach(&conn);
         }
         if let Some(listener) = xprt.listener() {
             T::stop(listener);

@@ -10,6 +10,7 @@ use super::{
     },
     xprt::{
         Inbox,
+        Kind,
         SvcHandle, //
     },
     ServerTransport, //
@@ -43,19 +44,30 @@ impl<T: ServerTransport> TrialXprt<T> {
         self.0.xprt().handle()
     }
 
-    fn has(&self, bit: u32) -> bool {
-        // SAFETY: The transport is initialised.
-        unsafe { (*self.0.xprt().core.raw()).xpt_flags & (1 << bit) != 0 }
+    /// The transport of this connection. Once.
+    pub(crate) fn set_conn(&self, conn: T::Conn) {
+        // SAFETY: Nobody else says what the transport is, and tests do so once.
+        unsafe { self.0.xprt().set_kind(Kind::Conn(conn)) };
+    }
+
+    /// What a thread of the service does with the connection: nothing if it has ended.
+    pub(crate) fn with_conn<R>(&self, f: impl FnOnce(&T::Conn) -> R) -> Option<R> {
+        self.0.xprt().conn().map(|conn| f(&conn))
+    }
+
+    /// What a service does with a call that names one of its files.
+    pub(crate) fn set_peer_valid(&self) {
+        self.0.xprt().core.set(bindings::XPT_PEER_VALID);
     }
 
     /// Whether a thread of the service would close it.
     pub(crate) fn is_closing(&self) -> bool {
-        self.has(bindings::XPT_CLOSE)
+        self.0.xprt().core.has(bindings::XPT_CLOSE)
     }
 
     /// Whether there is work for a thread of the service.
     pub(crate) fn has_data(&self) -> bool {
-        self.has(bindings::XPT_DATA)
+        self.0.xprt().core.has(bindings::XPT_DATA)
     }
 
     /// Whether that work would be taken up.

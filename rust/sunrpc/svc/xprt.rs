@@ -15,6 +15,7 @@ use crate::{
 };
 use core::{
     cell::UnsafeCell,
+    ops::Deref,
     ptr::NonNull, //
 };
 use kernel::{
@@ -25,8 +26,7 @@ use kernel::{
             Atomic,
             AtomicFlag,
             Full,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         new_spinlock,
         Completion,
@@ -51,10 +51,10 @@ pub(super) struct Core {
     /// Happens when `handles` becomes 0.
     #[pin]
     pub(super) no_handles: Completion,
-    /// Runs [`close_worker`], with a reference to the transport.
+    /// Runs [`end_worker`], with a reference to the transport.
     #[pin]
-    close_work: Opaque<bindings::work_struct>,
-    close_queued: AtomicFlag,
+    end_work: Opaque<bindings::work_struct>,
+    end_queued: AtomicFlag,
     /// No further calls are to be taken up.
     full: AtomicFlag,
 }
@@ -90,6 +90,12 @@ impl Core {
         unsafe { bindings::set_bit(bit as c_ulong, self.flags()) };
     }
 
+    pub(super) fn has(&self, bit: u32) -> bool {
+        // SAFETY: The flags are initialised, and changed by atomic operations alone.
+        let flags = unsafe { Atomic::<c_ulong>::from_ptr(self.flags()) };
+        flags.load(Relaxed) & (1 << bit) != 0
+    }
+
     pub(super) fn clear(&self, bit: u32) {
         // CAST: As above.
         // SAFETY: As above.
@@ -102,31 +108,38 @@ impl Core {
         let count = unsafe {
             Atomic::<i32>::from_ptr(&raw mut (*self.raw()).xpt_ref.refcount.refs.counter)
         };
-        let mut seen = count.load(Relaxed);
-        while seen > 0 {
-            match count.cmpxchg(seen, seen.wrapping_add(1), Full) {
-                Ok(_) => return true,
-                Err(now) => seen = now,
-            }
-        }
-        false
+        inc_not_zero(count)
     }
+}
+
+/// Counts one more, unless it is all over.
+fn inc_not_zero(count: &Atomic<i32>) -> bool {
+    let mut seen = count.load(Relaxed);
+    while seen > 0 {
+        match count.cmpxchg(seen, seen.wrapping_add(1), Full) {
+            Ok(_) => return true,
+            Err(now) => seen = now,
+        }
+    }
+    false
 }
 
 /// # Safety
 ///
-/// `work` is the `close_work` of a transport, queued with a reference to it.
-unsafe extern "C" fn close_worker(work: *mut bindings::work_struct) {
+/// `work` is the `end_work` of a transport of type `T`, queued with a reference to it.
+unsafe extern "C" fn end_worker<T: ServerTransport>(work: *mut bindings::work_struct) {
     let work: *mut Opaque<bindings::work_struct> = work.cast();
     // SAFETY: By the contract of this function.
-    let core: *mut Core = unsafe { kernel::container_of!(work, Core, close_work) };
+    let core: *mut Core = unsafe { kernel::container_of!(work, Core, end_work) };
     let raw: *mut bindings::svc_xprt = core.cast();
     // The removal of a device may wait for it, and file systems for that.
-    // SAFETY: The reference keeps the transport until it is put, which may be the last one: work
-    // items may free themselves.
-    queue::without_fs(|| unsafe {
-        bindings::svc_xprt_close(raw);
-        bindings::svc_xprt_put(raw);
+    queue::without_fs(|| {
+        // SAFETY: The reference keeps the transport until it is put.
+        unsafe { SvcXprt::<T>::from_raw(raw) }.end();
+        // Of the service, which may have gone, this knows nothing.
+        // SAFETY: The reference is this function's. It may be the last one: work items may free
+        // themselves.
+        unsafe { bindings::svc_xprt_put(raw) };
     });
 }
 
@@ -140,15 +153,23 @@ pub(super) enum Kind<T: ServerTransport> {
 ///
 /// # Invariants
 ///
-/// `kind` is written before `born` is set, which happens once, and not moved out before the
-/// transport is freed.
+/// `listener` and `conn` are written before `born` is set, which happens once. The connection is
+/// taken out when `users` is 0, for good; the listener when the transport is freed.
 #[pin_data]
 #[repr(C)]
 pub(super) struct SvcXprt<T: ServerTransport> {
     #[pin]
     pub(super) core: Core,
     born: AtomicFlag,
-    kind: UnsafeCell<Option<Kind<T>>>,
+    /// The connection is ending, or has ended.
+    ended: AtomicFlag,
+    /// Those who use the connection, and one until it is to end.
+    users: Refcount,
+    /// Happens when `users` becomes 0.
+    #[pin]
+    no_users: Completion,
+    conn: UnsafeCell<Option<T::Conn>>,
+    listener: UnsafeCell<Option<T::Listener>>,
 }
 
 // SAFETY: The parts are `Send` and `Sync`.
@@ -175,15 +196,19 @@ impl<T: ServerTransport> SvcXprt<T> {
                     }),
                     handles: Refcount::new(1),
                     no_handles <- Completion::new(),
-                    close_work <- Opaque::ffi_init(|work| {
+                    end_work <- Opaque::ffi_init(|work| {
                         // SAFETY: The memory is for a work item, and does not move.
-                        unsafe { bindings::init_work(work, Some(close_worker)) };
+                        unsafe { bindings::init_work(work, Some(end_worker::<T>)) };
                     }),
-                    close_queued: AtomicFlag::new(false),
+                    end_queued: AtomicFlag::new(false),
                     full: AtomicFlag::new(false),
                 }),
                 born: AtomicFlag::new(false),
-                kind: UnsafeCell::new(None),
+                ended: AtomicFlag::new(false),
+                users: Refcount::new(1),
+                no_users <- Completion::new(),
+                conn: UnsafeCell::new(None),
+                listener: UnsafeCell::new(None),
             }? Error),
             GFP_KERNEL,
         )?;
@@ -200,39 +225,61 @@ impl<T: ServerTransport> SvcXprt<T> {
         unsafe { &*raw.cast() }
     }
 
-    /// Says what the transport is.
+    /// Says what the transport is. Sleeps if the connection has to end at once.
     ///
     /// # Safety
     ///
     /// Called once, by whoever made the transport.
     pub(super) unsafe fn set_kind(&self, kind: Kind<T>) {
-        // SAFETY: Nobody reads before `born` is set.
-        unsafe { *self.kind.get() = Some(kind) };
-        self.born.store(true, Release);
+        match kind {
+            // SAFETY: Nobody reads or writes before `born` is set.
+            Kind::Listener(listener) => unsafe { *self.listener.get() = Some(listener) },
+            // SAFETY: As above.
+            Kind::Conn(conn) => unsafe { *self.conn.get() = Some(conn) },
+        }
+        // Either this function sees that it was to end, or `end` that it is born.
+        self.born.xchg(true, Full);
+        if self.core.end_queued.load(Relaxed) {
+            queue::without_fs(|| self.end());
+        }
     }
 
-    fn kind(&self) -> Option<&Kind<T>> {
-        if !self.born.load(Acquire) {
+    /// Starts to use the connection, if it is one that has not ended.
+    pub(super) fn conn(&self) -> Option<Using<'_, T>> {
+        if !self.born.load(Acquire) || self.ended.load(Relaxed) {
             return None;
         }
-        // SAFETY: By the type invariant.
-        unsafe { (*self.kind.get()).as_ref() }
-    }
-
-    /// The connection, if it is one.
-    pub(super) fn conn(&self) -> Option<&T::Conn> {
-        match self.kind()? {
-            Kind::Conn(conn) => Some(conn),
-            Kind::Listener(_) => None,
-        }
+        // INVARIANT: Counted here.
+        let user = inc_not_zero(self.users.as_atomic()).then_some(User(self))?;
+        // SAFETY: Counted, so nobody takes it out before `user` is dropped, and nobody writes it
+        // again by the type invariant.
+        let conn = unsafe { (*self.conn.get()).as_ref() }?;
+        Some(Using { conn, _user: user })
     }
 
     /// The listener, if it is one.
     pub(super) fn listener(&self) -> Option<&T::Listener> {
-        match self.kind()? {
-            Kind::Listener(listener) => Some(listener),
-            Kind::Conn(_) => None,
+        if !self.born.load(Acquire) {
+            return None;
         }
+        // SAFETY: By the type invariant.
+        unsafe { (*self.listener.get()).as_ref() }
+    }
+
+    /// Ends the connection, as soon as those have finished who are using it: none of them waits for
+    /// the peer, a thread of the service or a file system. Sleeps. Calls that are being served keep the
+    /// transport, but not the connection.
+    fn end(&self) {
+        // A connection that is not born yet ends in `set_kind`.
+        if !self.born.load(Acquire) || self.ended.xchg(true, Full) {
+            return;
+        }
+        if !self.users.dec_and_test() {
+            self.no_users.wait_for_completion();
+        }
+        // SAFETY: It is born, so nobody writes it; and nobody uses it any more, nor comes to use it.
+        let conn = unsafe { (*self.conn.get()).take() };
+        drop(conn);
     }
 
     /// A handle on it.
@@ -250,14 +297,40 @@ impl<T: ServerTransport> SvcXprt<T> {
     pub(super) unsafe fn free(raw: *mut bindings::svc_xprt) {
         // SAFETY: By the contract of this function; `new` leaked the box.
         let this = unsafe { KBox::<Self>::from_raw(raw.cast()) };
-        this.born.store(false, Release);
+        this.end();
         // SAFETY: Nobody else looks at it.
-        let kind = unsafe { (*this.kind.get()).take() };
-        drop(kind);
+        let listener = unsafe { (*this.listener.get()).take() };
+        drop(listener);
         if !this.core.handles.dec_and_test() {
             this.core.no_handles.wait_for_completion();
         }
         drop(this);
+    }
+}
+
+/// Counted in `users` of a transport, which stays longer: whoever asks for the connection has a
+/// reference to it.
+struct User<'a, T: ServerTransport>(&'a SvcXprt<T>);
+
+impl<T: ServerTransport> Drop for User<'_, T> {
+    fn drop(&mut self) {
+        if self.0.users.dec_and_test() {
+            self.0.no_users.complete_all();
+        }
+    }
+}
+
+/// A connection in use: it ends when this was dropped, or later.
+pub(super) struct Using<'a, T: ServerTransport> {
+    conn: &'a T::Conn,
+    _user: User<'a, T>,
+}
+
+impl<T: ServerTransport> Deref for Using<'_, T> {
+    type Target = T::Conn;
+
+    fn deref(&self) -> &T::Conn {
+        self.conn
     }
 }
 
@@ -289,13 +362,12 @@ impl SvcHandle {
         unsafe { bindings::svc_xprt_deferred_close(self.core().raw()) };
     }
 
-    /// The transport is to be closed at once, also when the service has no thread that is free (row
-    /// S75): but if a thread has it, or it is in line for one, by that. Any context.
-    ///
-    /// Not behind [`Self::close`], which leaves it to the next thread that is free.
+    /// The connection is to end at once, also when the service has no thread that is free (row
+    /// S75): by a worker. A thread closes the transport when there is one. Any context.
     pub(crate) fn close_now(&self) {
+        self.close();
         let core = self.core();
-        if core.close_queued.xchg(true, Full) || !core.get_unless_dead() {
+        if core.end_queued.xchg(true, Full) || !core.get_unless_dead() {
             return;
         }
         // SAFETY: The work item was initialised with the transport, of which it gets the reference.
@@ -305,7 +377,7 @@ impl SvcHandle {
                 // CAST: A small number.
                 bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
                 queue::closing_queue_raw(),
-                core.close_work.get(),
+                core.end_work.get(),
             )
         };
     }
@@ -314,6 +386,12 @@ impl SvcHandle {
     /// `false` comes [`Self::wake`].
     pub(crate) fn set_full(&self, full: bool) {
         self.core().full.store(full, Relaxed);
+    }
+
+    /// Whether the service has found out that the peer may use it: by a call that named a file of its,
+    /// for one. Any context.
+    pub(crate) fn is_peer_valid(&self) -> bool {
+        self.core().has(bindings::XPT_PEER_VALID)
     }
 
     /// Something that kept the service from taking up calls has changed. Process context.
