@@ -150,6 +150,8 @@ for transport, how in (("TCP", "proto=tcp"), ("RDMA", f"proto=rdma,port={PORT}")
 with check("a callback that has no connection, and no thread of nfsd that notices: it is tried now and then", 200):
     if NODES == 1:
         raise Skip("in one guest it is the client's as well")
+    if os.environ["SERVER_FLAVOUR"] == "c":
+        raise Skip("the C transport closes an idle one without a thread")
     with server_folder("called") as folder, mounted("4.2") as at:
         can_be_called("10.0.0.2")
         on_server(f"printf first >{folder}/f")
