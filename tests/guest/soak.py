@@ -4,8 +4,8 @@
     soak.py [--seconds N] [--seed S]
 
 Four mounts, NFSv3 and v4.2, page cache and direct I/O. Each has a process that writes, reads, cuts and
-renames files, with a copy of them in its memory that everything is compared with. Meanwhile, in an
-order that the seed decides: cables are pulled (longer than a connection lasts, or not), devices removed
+renames files, with a copy of them in its memory that everything is compared with. Both sides ask all the time what
+connections there are. Meanwhile, in an order that the seed decides: cables are pulled (longer than a connection lasts, or not), devices removed
 on either side, nfsd restarted. After each of these all of the work has to go on. account.py, which
 tests/run has before and after it, compares memory and RDMA objects.
 """
@@ -144,6 +144,26 @@ def nothing():
     time.sleep(chance.random() * 5)
 
 
+@contextlib.contextmanager
+def asked():
+    """Somebody reads what our module shows of its connections, all the time: that must hold up nothing."""
+    loop = f"while cat {CONNECTIONS} >/dev/null; do sleep 0.1; done"
+    ours = subprocess.Popen(["sh", "-c", loop]) if os.path.exists(CONNECTIONS) else None
+    theirs = on_server(f"[ ! -e {CONNECTIONS} ] || {{ nohup sh -c '{loop}' >/dev/null 2>&1 & echo $!; }}").strip()
+    try:
+        yield
+        if ours:
+            expect(ours.poll() is None, "our connections cannot be read any more")
+        if theirs:
+            on_server(f"kill -0 {theirs}")
+    finally:
+        if ours:
+            ours.kill()
+            ours.wait(10)
+        if theirs:
+            on_server(f"kill {theirs}; true")
+
+
 EVENTS = [flap, flap, flap, client_device, server_device, restart, nothing]
 parser = argparse.ArgumentParser()
 parser.add_argument("--seconds", type=float,
@@ -179,7 +199,7 @@ with check("work on four mounts"):
     workers += [Worker(number, args.seed) for number in range(len(KINDS))]
     wait_for(lambda: all(worker.done() for worker in workers), 60, "all work has begun")
 
-with check(f"{args.seconds:.0f} s of accidents, and nothing is lost", limit=args.seconds + 600):
+with check(f"{args.seconds:.0f} s of accidents, and nothing is lost", limit=args.seconds + 600), asked():
     end = time.monotonic() + args.seconds
     told = time.monotonic()
     while time.monotonic() < end:
