@@ -53,7 +53,6 @@ impl kernel::InPlaceModule for RpcRdma {
             queue: unsafe { rt::queue::ModuleQueue::new(c"rpcrdma_rust") }?,
             // SAFETY: The module is initialised once.
             devices <- unsafe { ib::Client::new(c"rpcrdma_rust") },
-            _report: ib::Report::new(c"rpcrdma_rust"),
             // Row M17: this is.
             _server_tunables: server::register_tunables()?,
             server: sunrpc::SvcRegistration::new()?,
@@ -61,6 +60,9 @@ impl kernel::InPlaceModule for RpcRdma {
             backchannel: sunrpc::register_bc::<server::RdmaServer>()?,
             // Row M17: not there is not fatal.
             tunables: client::register_tunables().ok(),
+            // The last: nothing can fail behind it. Who has a file open keeps the module, but for a module
+            // that fails to load.
+            _report: ib::Report::new(c"rpcrdma_rust"),
         }? Error)
     }
 }

@@ -56,7 +56,7 @@ pub(crate) trait Link: Send + Sync + 'static {
 pub(super) fn show(f: &mut fmt::Formatter<'_>) -> fmt::Result {
     for entry in DEVICES.lock().iter() {
         // SAFETY: The device is valid: its removal waits for the lock.
-        let name = unsafe { name_of(entry.dev.as_ptr()) };
+        let name = unsafe { DeviceName::copy_of(entry.dev.as_ptr()) };
         for (_, link) in entry.state.lock().listeners.iter() {
             f.write_fmt(fmt!("device={name}"))?;
             link.show(f)?;
@@ -109,6 +109,20 @@ impl DeviceName {
         }
         // Longer ones do not exist.
         copy[Self::LEN - 1] = 0;
+        Self(copy)
+    }
+
+    /// Copies the name of a device, which somebody may be changing.
+    ///
+    /// # Safety
+    ///
+    /// The device is valid.
+    unsafe fn copy_of(dev: *const bindings::ib_device) -> Self {
+        let mut copy = [0; Self::LEN];
+        for (n, to) in copy.iter_mut().enumerate().take(Self::LEN - 1) {
+            // SAFETY: The name has so many bytes, which are always there.
+            *to = unsafe { (&raw const (*dev).name).cast::<u8>().add(n).read_volatile() };
+        }
         Self(copy)
     }
 

@@ -359,12 +359,12 @@ impl<P: Protocol> Inner<P> {
             let Ok(mr) = MrCtx::new(self, &refill.domain, raw, GFP_KERNEL) else {
                 break;
             };
-            self.put_mr(mr);
             refill.total = refill.total.wrapping_add(1);
+            self.regions.store(refill.total, Relaxed);
+            self.put_mr(mr);
         }
         // There are never more than a connection may have.
         parts.regions = KVVec::new();
-        self.regions.store(refill.total, Relaxed);
         refill.total
     }
 
@@ -382,11 +382,11 @@ impl<P: Protocol> Inner<P> {
             else {
                 break;
             };
-            self.put_mr(mr);
             refill.total = refill.total.wrapping_add(1);
+            self.regions.store(refill.total, Relaxed);
+            self.put_mr(mr);
             made = made.wrapping_add(1);
         }
-        self.regions.store(refill.total, Relaxed);
         self.proto.regions_created(made);
         // The next shortage asks for more at once.
         refill.batch = refill.batch.saturating_mul(2).min(64);

@@ -289,6 +289,8 @@ mod tests {
         assert!(seen.lock().congested.as_slice() == [true] && seen.lock().writable == 0);
         fake.complete(1, OK);
         assert!(seen.lock().congested.as_slice() == [true, false] && seen.lock().writable == 1);
+        // What was read is in the service's hands before it takes up the next request.
+        assert_eq!(seen.lock().read_before, 1);
         // What it is told by messages alone takes none of its memory.
         conn.reply()?.post(8, None)?;
         assert_eq!(seen.lock().congested.len(), 2);

@@ -354,12 +354,11 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
             Ok(_) => shared.life.note_sent(),
             Err(e) => shared.completion_failed(*e),
         }
-        let (wrs, pages) = (this.wrs, this.pages());
+        let (wrs, pages, reply) = (this.wrs, this.pages(), this.is_reply());
         // SAFETY: The last work request of the chain is complete, and so are all before it. The
         // queue pair is there as long as completions of it are handled; the context of its
         // completion queue is that of the connection.
         unsafe { this.reset(shared, qp) };
-        shared.make_room(wrs, pages, this.is_reply());
         let job = this.job.take();
         let done = match (ok, &mut this.memory) {
             (Ok(_), Memory::Sink(pages)) => job.map(|job| (core::mem::take(pages), job)),
@@ -369,6 +368,8 @@ unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
         if let Some((pages, job)) = done {
             shared.service().read_done(pages, job);
         }
+        // What was read is in line before anything else may be taken up.
+        shared.make_room(wrs, pages, reply);
     }
 }
 

@@ -577,7 +577,7 @@ impl Link for Waiting {
     }
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(" a connection that nobody has accepted yet")
+        f.write_str(" state=waiting")
     }
 }
 

@@ -151,7 +151,7 @@ impl Link for Removal {
     }
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(" kept for a connection that has ended")
+        f.write_str(" state=kept")
     }
 }
 

@@ -258,7 +258,7 @@ impl Protocol for Proto {
     fn receives_posted(&self, _queue: u32, _count: usize, _ring: u32, _result: Result) {}
 
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(" a trial")
+        f.write_str(" state=trial")
     }
 
     fn lost(&self, why: Lost) {

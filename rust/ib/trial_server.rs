@@ -143,6 +143,8 @@ pub(super) struct Facts {
     pub(super) congested: KVec<bool>,
     pub(super) known: bool,
     pub(super) writable: usize,
+    /// What had been read by then.
+    pub(super) read_before: usize,
     pub(super) idle: usize,
     pub(super) lost: usize,
     pub(super) why: Option<Lost>,
@@ -191,7 +193,9 @@ impl Service for Host {
     }
 
     fn writable(&self) {
-        self.seen.lock().writable += 1;
+        let mut facts = self.seen.lock();
+        facts.writable += 1;
+        facts.read_before = facts.read.len();
     }
 
     fn idle(&self) {
@@ -381,6 +385,7 @@ pub(super) fn service() -> Result<(Seen, Arc<Atomic<u32>>)> {
             congested,
             known: true,
             writable: 0,
+            read_before: 0,
             idle: 0,
             lost: 0,
             why: None,

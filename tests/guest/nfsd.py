@@ -107,14 +107,15 @@ def no_free_thread(how):
     with frozen_disk() as disk:
         os.makedirs("/mnt/slow", exist_ok=True)
         run("mount", "-t", "nfs", "-o", f"vers=3,nolock,{how}", f"{SERVER}:{disk}", "/mnt/slow")
+        jobs = []
         try:
             # Each in its own: the client creates one file at a time in a directory.
             places = [f"/mnt/slow/{n}" for n in range(6)]
             for place in places:
                 os.mkdir(place)
-            on_server(f"echo 2 >/proc/fs/nfsd/threads; fsfreeze -f {disk}")
             try:
-                jobs = [subprocess.Popen(["touch", f"{place}/file"]) for place in places]
+                on_server(f"echo 2 >/proc/fs/nfsd/threads; fsfreeze -f {disk}")
+                jobs += [subprocess.Popen(["touch", f"{place}/file"]) for place in places]
                 wait_for(lambda: on_server("ps -C nfsd -o stat=").split() in (["D"] * 2, ["D<"] * 2), 30,
                          "both threads wait for the file system")
                 yield
@@ -122,8 +123,8 @@ def no_free_thread(how):
             finally:
                 on_server(f"fsfreeze -u {disk}; echo {before} >/proc/fs/nfsd/threads; "
                           f"rdma link show {RDMA}0/1 >/dev/null 2>&1 || {{ {AWAIT_GONE}; {ADD}; }}")
-            for job in jobs:
-                equal(job.wait(60 * SLOWNESS), 0, "status of a writer")
+                ends = [job.wait(60 * SLOWNESS) for job in jobs]
+            equal(ends, [0] * len(places), "how the writers ended")
         finally:
             run("umount", "/mnt/slow")
 
