@@ -34,7 +34,8 @@ impl<T: Show> fmt::Display for Text<T> {
 }
 
 /// A directory of the module's own, with one file, which root may read. Both go when this is dropped,
-/// which waits for readers. While somebody has the file open, the module cannot go.
+/// which waits for readers. While somebody has the file open, the module cannot go, unless its loading
+/// fails: nothing may fail after this was made.
 ///
 /// # Invariants
 ///

@@ -6,7 +6,8 @@
 //!
 //! | sunrpc's rule | here |
 //! | --- | --- |
-//! | `svc_xprt_received` once per `recvfrom`, right after the message was taken | work is taken from an [`Inbox`] before [`ServerTransport::receive`] is called |
+//! | `svc_xprt_received` once per `recvfrom`, when the next thread may take a message | work is taken from an [`Inbox`] before [`ServerTransport::receive`] is called; the next thread comes before that, if the service knows the peer, else after it |
+//! | a transport is closed, and freed, when threads and sessions let it go | its connection can end before that, when nobody uses it: `xprt.rs` |
 //! | `XPT_DATA` is cleared only when nothing is queued, under the queue's lock | [`Inbox`] |
 //! | pages that leave `rq_pages` are a prefix, and are counted in `rq_pages_nfree` | [`CallRqst::take_pages`] |
 //! | pages of a reply under I/O leave `rq_respages` | [`ReplyRqst::detach`] |
