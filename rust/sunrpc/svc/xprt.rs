@@ -93,7 +93,8 @@ impl Core {
     pub(super) fn has(&self, bit: u32) -> bool {
         // SAFETY: The flags are initialised, and changed by atomic operations alone.
         let flags = unsafe { Atomic::<c_ulong>::from_ptr(self.flags()) };
-        flags.load(Relaxed) & (1 << bit) != 0
+        // Bits are numbered below 64.
+        flags.load(Relaxed) & (1 as c_ulong).wrapping_shl(bit) != 0
     }
 
     pub(super) fn clear(&self, bit: u32) {
