@@ -55,7 +55,6 @@ mod patience;
 mod pd;
 mod probe;
 mod raw_mr;
-mod report;
 mod rx;
 mod rxmem;
 mod server;
@@ -85,6 +84,7 @@ pub(crate) use self::{
         device_news,
         ByDevice,
         Client,
+        Connections,
         DeviceName, //
     },
     dma::MESSAGE_BYTES,
@@ -108,7 +108,6 @@ pub(crate) use self::{
         Access,
         Handle, //
     },
-    report::Report,
     rx::RxMsg,
     server::{
         ServerConn,

@@ -40,7 +40,7 @@ struct RpcRdma {
     backchannel: sunrpc::ClassRegistration,
     server: sunrpc::SvcRegistration<server::RdmaServer>,
     _server_tunables: rt::sysctl::Registration,
-    _report: ib::Report,
+    _connections: rt::debugfs::File<ib::Connections>,
     #[pin]
     devices: ib::Client,
     queue: rt::queue::ModuleQueue,
@@ -62,7 +62,7 @@ impl kernel::InPlaceModule for RpcRdma {
             tunables: client::register_tunables().ok(),
             // The last: nothing can fail behind it. Who has a file open keeps the module, but for a module
             // that fails to load.
-            _report: ib::Report::new(c"rpcrdma_rust"),
+            _connections: rt::debugfs::File::new(c"rpcrdma_rust", c"connections"),
         }? Error)
     }
 }

@@ -116,6 +116,9 @@ impl Endpoint {
 }
 
 impl Protocol for Endpoint {
+    type Lease = PayloadLease;
+    type Pending = Reply;
+
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let inline = self.inline();
         f.write_fmt(fmt!(
@@ -128,9 +131,6 @@ impl Protocol for Endpoint {
             inline.recv
         ))
     }
-
-    type Lease = PayloadLease;
-    type Pending = Reply;
 
     fn receive(&self, cx: &Cx<'_, Self>, msg: RxMsg<Self>) {
         super::reply::receive(self, cx, msg);

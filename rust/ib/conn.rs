@@ -156,7 +156,7 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// [`Conn::connect`] succeeds, but maybe before it returns. It must only schedule the shutdown.
     fn lost(&self, why: Lost);
 
-    /// Says whose connection this is, and what was agreed on with the peer: as [`Link::show`] does.
+    /// Says whose connection this is, and what was agreed on with the peer: as `Tenant::show` does.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
@@ -384,7 +384,6 @@ impl<P: Protocol> Conn<P> {
             domain: domain.clone(),
             depth: limits.depth,
             gaps: limits.sg_gaps,
-            total: 0,
             max: limits
                 .regions
                 .saturating_mul(2)

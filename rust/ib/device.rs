@@ -13,7 +13,7 @@ use crate::{
     bindings,
     rt::{
         completion::Completion,
-        cstr,
+        debugfs::Show,
         err,
         queue,
         ratelimit::say, //
@@ -46,24 +46,31 @@ pub(crate) trait Link: Send + Sync + 'static {
     /// Called in process context, maybe with locks of the caller held: must not sleep for long and
     /// only schedules what has to be done. May be called more than once.
     fn lost(&self, why: Lost);
+}
 
-    /// Says on one line what it has of the device, as `key=value`, behind a space each. Must not
-    /// allocate, or wait for who does: connections wait for the caller.
+/// Somebody who has something of a device.
+pub(super) trait Tenant: Link {
+    /// Says on one line what that is, as `key=value`, behind a space each. Must not allocate, or wait
+    /// for who does: connections wait for the caller.
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result;
 }
 
-/// All that uses a device, a line each. Sleeps.
-pub(super) fn show(f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    for entry in DEVICES.lock().iter() {
-        // SAFETY: The device is valid: its removal waits for the lock.
-        let name = unsafe { DeviceName::copy_of(entry.dev.as_ptr()) };
-        for (_, link) in entry.state.lock().listeners.iter() {
-            f.write_fmt(fmt!("device={name}"))?;
-            link.show(f)?;
-            f.write_str("\n")?;
+/// What uses which device, for administrators: a line each.
+pub(crate) struct Connections;
+
+impl Show for Connections {
+    fn show(f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for entry in DEVICES.lock().iter() {
+            // SAFETY: The device is valid: its removal waits for the lock.
+            let name = unsafe { DeviceName::copy(entry.dev.as_ptr()) };
+            for (_, tenant) in entry.state.lock().tenants.iter() {
+                f.write_fmt(fmt!("device={name}"))?;
+                tenant.show(f)?;
+                f.write_str("\n")?;
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// How many devices were added so far.
@@ -101,23 +108,13 @@ impl DeviceName {
     /// What the RDMA core has for names.
     const LEN: usize = 64;
 
-    /// Copies a name.
-    pub(crate) fn new(name: &CStr) -> Self {
-        let mut copy = [0; Self::LEN];
-        for (to, from) in copy.iter_mut().zip(name.to_bytes_with_nul()) {
-            *to = *from;
-        }
-        // Longer ones do not exist.
-        copy[Self::LEN - 1] = 0;
-        Self(copy)
-    }
-
     /// Copies the name of a device, which somebody may be changing.
     ///
     /// # Safety
     ///
     /// The device is valid.
-    unsafe fn copy_of(dev: *const bindings::ib_device) -> Self {
+    unsafe fn copy(dev: *const bindings::ib_device) -> Self {
+        // Longer ones do not exist.
         let mut copy = [0; Self::LEN];
         for (n, to) in copy.iter_mut().enumerate().take(Self::LEN - 1) {
             // SAFETY: The name has so many bytes, which are always there.
@@ -173,7 +170,7 @@ struct Entry {
 
 struct State {
     removing: bool,
-    listeners: KVec<(u64, Arc<dyn Link>)>,
+    tenants: KVec<(u64, Arc<dyn Tenant>)>,
 }
 
 // SAFETY: The device may be used from any thread; the rest is `Send`.
@@ -226,10 +223,10 @@ impl DeviceLease {
         self.entry.dev.as_ptr()
     }
 
-    /// The device's name.
-    pub(crate) fn name(&self) -> &CStr {
+    /// The device's name. An administrator may be changing it.
+    pub(crate) fn name(&self) -> DeviceName {
         // SAFETY: The device is valid by the type invariant.
-        unsafe { name_of(self.entry.dev.as_ptr()) }
+        unsafe { DeviceName::copy(self.entry.dev.as_ptr()) }
     }
 
     /// The NUMA node that is near.
@@ -262,16 +259,17 @@ impl DeviceLease {
     }
 
     /// Asks to be told when the device goes. Sleeps.
-    pub(super) fn listen(&self, link: Arc<dyn Link>, gfp: Flags) -> Result<Listening> {
+    pub(super) fn listen(&self, link: Arc<dyn Tenant>, gfp: Flags) -> Result<Listening> {
         let id = NEXT_LISTENER.fetch_add(1, Relaxed);
         let mut state = self.entry.state.lock();
         if state.removing {
             return Err(err::enotconn());
         }
         // The device's removal waits for this lock, and file systems may wait for that.
-        queue::without_fs(|| state.listeners.push((id, link), gfp))?;
+        queue::without_fs(|| state.tenants.push((id, link), gfp))?;
         // CAST: To tell them apart, the lower half will do.
-        trace::rpcrdma_client_register(|| (self.name(), trace::Callback, id as u32));
+        let name = self.name();
+        trace::rpcrdma_client_register(|| (name.as_c_str(), trace::Callback, id as u32));
         Ok(Listening {
             entry: self.entry.clone(),
             id,
@@ -296,8 +294,8 @@ impl Drop for Listening {
     fn drop(&mut self) {
         let gone = {
             let mut state = self.entry.state.lock();
-            let index = state.listeners.iter().position(|(id, _)| *id == self.id);
-            index.and_then(|index| state.listeners.remove(index).ok())
+            let index = state.tenants.iter().position(|(id, _)| *id == self.id);
+            index.and_then(|index| state.tenants.remove(index).ok())
         };
         if gone.is_some() {
             let entry = &self.entry;
@@ -375,19 +373,10 @@ impl PinnedDrop for Client {
 
 /// # Safety
 ///
-/// The device stays for the lifetime of the result.
-unsafe fn name_of<'a>(dev: *const bindings::ib_device) -> &'a CStr {
-    // SAFETY: The device is valid. Its name is changed in place when an administrator renames it,
-    // and stays terminated within the array.
-    unsafe { cstr::from_c((&raw const (*dev).name).cast()) }
-}
-
-/// # Safety
-///
 /// Called by the RDMA core with a device that is valid until `remove` for it returns.
 pub(super) unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
     // SAFETY: The device is valid.
-    let name = DeviceName::new(unsafe { name_of(dev) });
+    let name = unsafe { DeviceName::copy(dev) };
     let new = || -> Result {
         let entry = Arc::pin_init(
             try_pin_init!(Entry {
@@ -395,7 +384,7 @@ pub(super) unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
                 name,
                 leases: Refcount::new(1),
                 idle <- Completion::new(),
-                state <- new_mutex!(State { removing: false, listeners: KVec::new() }),
+                state <- new_mutex!(State { removing: false, tenants: KVec::new() }),
             }),
             GFP_KERNEL,
         )?;
@@ -422,15 +411,15 @@ pub(super) unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mu
     {
         let mut state = entry.state.lock();
         state.removing = true;
-        if !state.listeners.is_empty() {
+        if !state.tenants.is_empty() {
             say!(
                 pr_notice,
                 "device {} is being removed, {} connections have to let go of it\n",
                 entry.name,
-                state.listeners.len()
+                state.tenants.len()
             );
         }
-        for (_, link) in state.listeners.iter() {
+        for (_, link) in state.tenants.iter() {
             link.lost(Lost::DeviceRemoved);
         }
     }

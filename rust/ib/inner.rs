@@ -14,7 +14,10 @@ use super::{
         Wc,
         WcErr, //
     },
-    device::Link,
+    device::{
+        Link,
+        Tenant, //
+    },
     limits::Limits,
     mr::{
         self,
@@ -108,8 +111,9 @@ pub(super) struct Inner<P: Protocol> {
     /// One of `phase`.
     pub(super) phase: Atomic<u32>,
     pub(super) qp: Atomic<*mut bindings::ib_qp>,
-    /// The number of the queue pair, and how many regions there are, for [`Link::show`].
+    /// The number of the queue pair, for [`Tenant::show`].
     pub(super) qp_num: Atomic<u32>,
+    /// How many regions there are. Whoever has `refill` makes more.
     regions: Atomic<u32>,
     /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
     pub(super) queues: (Atomic<u32>, Atomic<u32>),
@@ -352,20 +356,19 @@ impl<P: Protocol> Inner<P> {
         let Some(refill) = &mut *refill else {
             return 0;
         };
-        while refill.total < refill.max {
+        while self.regions.load(Relaxed) < refill.max {
             let Some(raw) = parts.region(refill.depth, refill.gaps) else {
                 break;
             };
             let Ok(mr) = MrCtx::new(self, &refill.domain, raw, GFP_KERNEL) else {
                 break;
             };
-            refill.total = refill.total.wrapping_add(1);
-            self.regions.store(refill.total, Relaxed);
+            self.regions.add(1, Relaxed);
             self.put_mr(mr);
         }
         // There are never more than a connection may have.
         parts.regions = KVVec::new();
-        refill.total
+        self.regions.load(Relaxed)
     }
 
     /// Makes more regions, and tells how many. Sleeps.
@@ -375,15 +378,14 @@ impl<P: Protocol> Inner<P> {
             return 0;
         };
         let mut made = 0u32;
-        while made < refill.batch && refill.total < refill.max {
+        while made < refill.batch && self.regions.load(Relaxed) < refill.max {
             let domain = &refill.domain;
             let Ok(mr) = RawMr::new(domain.pd(), refill.depth, refill.gaps)
                 .and_then(|raw| MrCtx::new(self, domain, raw, GFP_NOWAIT_QUIET))
             else {
                 break;
             };
-            refill.total = refill.total.wrapping_add(1);
-            self.regions.store(refill.total, Relaxed);
+            self.regions.add(1, Relaxed);
             self.put_mr(mr);
             made = made.wrapping_add(1);
         }
@@ -421,7 +423,9 @@ impl<P: Protocol> Link for Inner<P> {
             self.proto.lost(why);
         }
     }
+}
 
+impl<P: Protocol> Tenant for Inner<P> {
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let idle = self.mrs.lock().idle.len();
         self.proto.show(f)?;

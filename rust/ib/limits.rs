@@ -17,10 +17,7 @@ use crate::rt::{
     ratelimit::say, //
 };
 use core::cell::Cell;
-use kernel::{
-    prelude::*,
-    str::CStr, //
-};
+use kernel::prelude::*;
 
 /// Work requests that the core needs for draining a queue.
 const DRAIN: u32 = 1;
@@ -97,7 +94,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     /// Fits what is asked for to what the device has (rows C72 to C79, X12).
-    pub(super) fn new(caps: &Caps, name: &CStr, params: &Params<'_>) -> Result<Self> {
+    pub(super) fn new(caps: &Caps, name: DeviceName, params: &Params<'_>) -> Result<Self> {
         if !caps.mem_mgt || caps.max_fast_reg == 0 {
             say!(pr_err, "device {}: no fast memory registration\n", name);
             return Err(EINVAL);
@@ -155,7 +152,7 @@ impl Limits {
             // Answers to messages of the peer can wait for buffers of requests, if need be.
             if tx_count >= with_slack(requests) && send_wr <= most && recv_wr <= most {
                 return Ok(Self {
-                    device: DeviceName::new(name),
+                    device: name,
                     requests,
                     regions,
                     depth,

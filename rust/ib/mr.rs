@@ -273,8 +273,6 @@ pub(super) struct Refill {
     pub(super) domain: Arc<Domain>,
     pub(super) depth: u32,
     pub(super) gaps: bool,
-    /// Regions that exist.
-    pub(super) total: u32,
     /// Regions that may exist.
     pub(super) max: u32,
     /// Regions to make at a time.

@@ -35,7 +35,6 @@ use kernel::{
         from_err_ptr,
         to_result, //
     },
-    fmt,
     prelude::*,
     sync::{
         atomic::{
@@ -574,10 +573,6 @@ struct Waiting(Arc<Port>);
 impl Link for Waiting {
     fn lost(&self, _why: Lost) {
         self.0.schedule();
-    }
-
-    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(" state=waiting")
     }
 }
 

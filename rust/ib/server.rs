@@ -28,7 +28,8 @@ use super::{
     device::{
         DeviceLease,
         Link,
-        Listening, //
+        Listening,
+        Tenant, //
     },
     domain::Domain,
     op::{
@@ -147,7 +148,7 @@ pub(super) struct Shared<S: Service> {
     id: *mut bindings::rdma_cm_id,
     /// The client's address.
     peer: SockAddr,
-    /// The number of the queue pair, for [`Link::show`].
+    /// The number of the queue pair, for [`Tenant::show`].
     qp_num: Atomic<u32>,
     /// The numbers of the completion queues, for tracepoints: of Sends and of Receives.
     queues: (Atomic<u32>, Atomic<u32>),
@@ -303,7 +304,9 @@ impl<S: Service> Link for Shared<S> {
         }
         self.service.lost(why);
     }
+}
 
+impl<S: Service> Tenant for Shared<S> {
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let limits = &self.limits;
         f.write_fmt(fmt!(

@@ -125,7 +125,7 @@ impl ServerLimits {
             say!(
                 pr_err,
                 "device {}: no RDMA Reads from client {}\n",
-                DeviceName::new(lease.name()),
+                lease.name(),
                 peer()
             );
             trace::svcrdma_initdepth_err(|| (peer(), status(EINVAL)));
@@ -163,7 +163,7 @@ impl ServerLimits {
             // Half of the queue at least is for transfers.
             if recv_wr <= max_wr && sends <= send_wr / 2 {
                 return Ok(Self {
-                    device: DeviceName::new(lease.name()),
+                    device: lease.name(),
                     requests,
                     messages,
                     remote_invalidation: lease.caps().mem_mgt,
@@ -201,7 +201,7 @@ impl ServerLimits {
                 say!(
                     pr_err,
                     "device {}: queues of {} work requests are too small\n",
-                    DeviceName::new(lease.name()),
+                    lease.name(),
                     max_wr
                 );
                 return Err(ENOMEM);

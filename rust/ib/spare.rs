@@ -11,7 +11,8 @@ use super::{
     device::{
         DeviceLease,
         Link,
-        Listening, //
+        Listening,
+        Tenant, //
     },
     dma::{
         Direction,
@@ -149,7 +150,9 @@ impl Link for Removal {
         // An error means that it is on its way already.
         let _ = queue::module_queue().enqueue::<_, 0>(self.0.clone());
     }
+}
 
+impl Tenant for Removal {
     fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(" state=kept")
     }

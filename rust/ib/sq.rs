@@ -82,7 +82,7 @@ impl<S: Service> Sq<S> {
         self.room < self.depth || !self.waiting.is_empty()
     }
 
-    /// As [`Link::show`] does.
+    /// As `Tenant::show` does.
     pub(super) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_fmt(fmt!(
             " sends={}/{} replies={} payload_pages={} congested={}",

@@ -426,10 +426,10 @@ mod tests {
         Ok(())
     }
 
-    /// Whether something becomes true before long.
-    fn soon(mut what: impl FnMut() -> Result<bool>) -> Result<bool> {
+    /// Whether something becomes true within so many hundredths of a second.
+    fn within(times: u32, mut what: impl FnMut() -> Result<bool>) -> Result<bool> {
         let never = KBox::pin_init(Completion::new(), GFP_KERNEL)?;
-        for _ in 0..200 {
+        for _ in 0..times {
             if what()? {
                 return Ok(true);
             }
@@ -451,18 +451,17 @@ mod tests {
         let mut ctxt = receive(&conn, &mut rqst)?.ok_or(EINVAL)?;
         xprt.set_conn(conn);
         let handle = xprt.handle();
-        // Without a device there is nothing to be said to the client by a thread that has a call.
         let waited = xprt.with_conn(|conn| {
             handle.close_now();
             handle.close_now();
             // Nobody comes to use it, but it stays for those who do.
-            assert!(soon(|| Ok(xprt.with_conn(|_| ()).is_none()))?);
+            assert!(within(200, || Ok(xprt.with_conn(|_| ()).is_none()))?);
             assert!(xprt.is_closing() && !is_gone(&fake)?);
             send::send(conn, &mut ctxt, &mut rqst.reply(64, 0)?)
         });
         assert!(waited == Some(Ok(())));
         // No thread closes the transport, and the call still is there.
-        assert!(soon(|| is_gone(&fake))?);
+        assert!(within(200, || is_gone(&fake))?);
         assert!(xprt.with_conn(|_| ()).is_none());
         drop(ctxt);
         Ok(())
@@ -472,7 +471,7 @@ mod tests {
     fn connection_whose_device_goes_first_ends_when_it_is_told_of() -> Result {
         let (fake, xprt, _rqst, conn) = trial()?;
         xprt.handle().close_now();
-        assert!(!soon(|| is_gone(&fake))?);
+        assert!(!within(20, || is_gone(&fake))?);
         xprt.set_conn(conn);
         assert!(is_gone(&fake)? && xprt.is_closing());
         assert!(xprt.with_conn(|_| ()).is_none());

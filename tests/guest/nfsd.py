@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 
+from events import *
 from lib import *
 from load import Load
 
@@ -161,11 +162,10 @@ with check("a callback that has no connection, and no thread of nfsd that notice
             wait_for(lambda: "type: deleg" in on_server("cat /proc/fs/nfsd/clients/*/states"), 10, "a delegation")
             with no_free_thread("proto=tcp"):
                 lose_device()
-                # The open waits for the delegation. (It does not come back, and the open is given up.)
-                tries = int(on_server(f"""
-                    cd /sys/kernel/tracing; echo >trace; echo 1 >events/sunrpc/xprt_transmit/enable
-                    timeout 5 sh -c 'echo second >{folder}/f'
-                    echo 0 >events/sunrpc/xprt_transmit/enable; grep -c 'xprt_transmit: ' trace; true"""))
+                with traced(on_server, "sunrpc/xprt_transmit") as events:
+                    # The open waits for the delegation. (It does not come back, and the open is given up.)
+                    on_server(f"timeout 5 sh -c 'echo second >{folder}/f'; true")
+                tries = len(of(events, "xprt_transmit"))
                 say(f"{tries} times in 5 s")
                 expect(0 < tries < 50, f"{tries} times in 5 s")
         equal(read(f"{at}/called/f"), "first", "content afterwards")

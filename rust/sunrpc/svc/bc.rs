@@ -26,7 +26,8 @@ use crate::{
     rt::{
         err,
         module_ref::ModuleRef,
-        net::SockAddr, //
+        net::SockAddr,
+        queue, //
     },
     sunrpc::{
         addr,
@@ -219,12 +220,7 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
         (*rqst).rq_xtime = bindings::ktime_get();
         XdrView::message(&raw const (*rqst).rq_snd_buf)
     };
-    // SAFETY: What is allocated below must not wait for a file system.
-    let flags = unsafe { bindings::memalloc_nofs_save() };
-    let sent = T::send_call(&conn, xid, &call);
-    // SAFETY: As saved above.
-    unsafe { bindings::memalloc_nofs_restore(flags) };
-    match sent {
+    match queue::without_fs(|| T::send_call(&conn, xid, &call)) {
         Ok(()) => 0,
         Err(e) if e == err::emsgsize() => {
             // This call is too long; others are not, one of which may be that of the task that has the lock.
