@@ -616,13 +616,13 @@ def chosen(name, group, *args):
 
 
 def sides():
-    return [side for side, ours in ((run, CLIENT_OURS and NODES == 2), (on_server, SERVER_OURS)) if ours]
+    return [side for side, ours in ((run, CLIENT_OURS and NODES == 2), (on_server, SERVER_OURS)) if ours or COMPARE]
 
 
 with contextlib.ExitStack() as stack:
     for side in sides():
         stack.enter_context(shim(side))
-    if SERVER_OURS:
+    if on_server in sides():
         for group in (accepting, posting, small_queue, memory):
             chosen(group.__name__, group)
     if run in sides():

@@ -40,7 +40,7 @@ def in_use(side, regions=True):
 
 def shim_text(side):
     """Tell the shim where the code of the module is."""
-    text = shell(side, "grep -i ' t .*\\[rpcrdma_rust\\]' /proc/kallsyms | cut -d' ' -f1 | sort")
+    text = shell(side, "grep -i ' t .*\\[rpcrdma[_a-z]*\\]' /proc/kallsyms | cut -d' ' -f1 | sort")
     first, *_, last = text.split()
     shim_set(side, "text", f"{int(first, 16)},{int(last, 16) + 4096}")
 
