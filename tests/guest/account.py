@@ -20,8 +20,8 @@ OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 # leave. A page or 100 bytes that leak with each of the thousands of RPCs of a suite are more.
 TOLERANCE = {"slab": 1 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
 DEBUG = os.path.exists("/sys/kernel/debug/kmemleak")
-# Probes of functions give each task a page of its own, which it keeps.
-PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open >>dynamic_events && echo 1 >events/fprobes/account/enable; "
+# Probes at the end of functions give each task a page of its own, which it keeps.
+PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events && echo 1 >events/fprobes/account/enable; "
          "echo 0 >events/fprobes/account/enable; echo -:account >>dynamic_events")
 # Of one of the general caches (kmalloc-96, ...), whose noise was up to 97 KiB: the context of a call that
 # was leaked on purpose, 96 bytes, took 874 KiB after the names of a suite.

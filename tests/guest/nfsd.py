@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 
@@ -78,10 +79,21 @@ with check("listeners bound to one address each", 300):
 DELETE = f"rdma link delete {RDMA}0"
 ADD = f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV"
 
+
+@contextlib.contextmanager
+def told(*wanted):
+    """The server's module says in the body what these patterns match."""
+    before = len(log(on_server))
+    yield
+    said = "\n".join(log(on_server)[before:])
+    for pattern in wanted if os.environ["SERVER_FLAVOUR"] == "rust" else ():
+        expect(re.search(pattern, said), f"no {pattern!r} in {said}")
+
+
 with check("the server's RDMA device is removed and comes back", 300):
     if NODES == 1:
         raise Skip("in one guest it is the client's as well")
-    with busy("3", "4.2") as loads:
+    with busy("3", "4.2") as loads, told(f"device {RDMA}0 is being removed, [1-9][0-9]* connections have to let go of it"):
         on_server(DELETE)
         time.sleep(3)
         on_server(ADD)
@@ -181,7 +193,9 @@ with check("a listener bound to one address: its device is removed and comes bac
     unlike("server", "a listener of the C transport does not let go of its device")
     one_listener()
     try:
-        with busy("3", "4.2") as loads:
+        listener = re.escape(f"listener {SERVER}:{PORT} ")
+        with busy("3", "4.2") as loads, told(listener + "is away until its address and device are back: .",
+                                             listener + "is back"):
             for pause in (0, 5):
                 on_server(DELETE)
                 time.sleep(pause)

@@ -95,6 +95,19 @@ with server_folder("stats") as folder:
         expect(stats["sends"] > zero["sends"], "sends did not grow")
         expect(stats["total_rdma_request"] >= 1 << 20, "total_rdma_request below what was read")
         expect(stats["total_rdma_reply"] >= 1 << 20, "total_rdma_reply below what was read")
+    with check("mountstats and nfsiostat of nfs-utils know what that means"), mounted("4.2") as at:
+        write_file(f"{at}/stats/f", data, direct=True)
+        read_file(f"{at}/stats/f", direct=True)
+        told, stats = run("mountstats", "mountstats", "--xprt", at), xprt_stats(at)
+        say(told)
+        for line, name in (("Read segments", "read_chunk_count"), ("Write segments", "write_chunk_count"),
+                           ("Reply segments", "reply_chunk_count"), ("Allocated MRs", "mrs_allocated")):
+            equal(int(re.search(rf"(?m)^\s*{line}: (\d+)$", told)[1]), stats[name], line)
+        expect("Transport protocol: rdma" in told, "another protocol")
+        told = run("nfsiostat", at)
+        per_write = float(re.search(r"(?m)^write: .*\n +\S+ +\S+ +(\S+)", told)[1])
+        # With what is around the payload.
+        expect(1024 < per_write < 1026, told)
     with check("mountstats: small I/O counts as pull-up, not as chunks"), mounted("4.2") as at:
         before = xprt_stats(at)
         write_file(f"{at}/stats/small", b"x" * 1000, direct=True)
@@ -229,6 +242,11 @@ with check("module has the aliases that mount and nfsd ask for"):
     expect(re.search(r"(?m)^license: +.*GPL", text), "licence is not GPL")
 
 with check("rpc xprt files of debugfs and sysfs can be read"), mounted("4.2") as at:
+    found = transports()
+    expect(found, "no transport in sysfs")
+    for name in found:
+        expect(f"dst_port={PORT}\n" in read(f"{name}/xprt_info"), read(f"{name}/xprt_info"))
+        expect(" CONNECTED" in f" {read(f'{name}/xprt_state')}", read(f"{name}/xprt_state"))
     seen = []
     for top in ("/sys/kernel/debug/sunrpc", "/sys/kernel/sunrpc"):
         for folder, _, names in os.walk(top):

@@ -7,6 +7,7 @@ One side runs our module, the other one the C module: what both offer is compare
 
 import collections
 import re
+import time
 
 from events import *
 from lib import *
@@ -285,7 +286,17 @@ def server():
             peer.close()
         equal(len(of(events, "svcrdma_decode_badvers_err")), 60, "events")
         lines = [l for l in log(on_server) if f"client {client}:" in l and "version" in l]
-        expect(len(lines) <= 10, f"{len(lines)} messages")
+        expect(0 < len(lines) <= 10, f"{len(lines)} messages")
+    with check("how many messages were not shown is told with the next one"):
+        time.sleep(31)
+        peer = Peer()
+        peer.send(fixed(1, version=9) + lists() + null(1))
+        error(peer, 1, ERR_VERS)
+        peer.close()
+        said = "\n".join(log(on_server))
+        missed = list(map(int, re.findall(r" (\d+) messages like the next one are not shown", said)))
+        expect(missed, f"nothing in {said}")
+        equal(sum(missed) + said.count("another version of the protocol"), 61, "messages shown and not shown")
     with check("the device is removed: an event for each connection"):
         with traced(on_server) as events:
             peers = [Peer() for _ in range(2)]

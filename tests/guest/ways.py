@@ -124,6 +124,23 @@ with server_folder("ways") as folder:
                 continue
             expect(re.search(wanted, "\n".join(log(side))), f"no {wanted!r} in {log(side)[-8:]}")
 
+    with check("another address of the client: the route says from which one it connects"):
+        mine, route = "10.0.0.88", f"{SERVER}/32 dev {NETDEV}"
+        run("ip", "addr", "add", f"{mine}/24", "dev", NETDEV)
+        try:
+            # The device's table of addresses follows a little later.
+            gids = f"cat /sys/class/infiniband/{RDMA}0/ports/1/gids/* 2>/dev/null"
+            wait_for(lambda: "0a00:0058" in shell(run, gids + "; true") or RDMA == "siw", 20, "the device has the address")
+            run("ip", "route", "add", *route.split(), "src", mine)
+            for vers in ("3", "4.2"):
+                with mounted(vers) as at:
+                    copies(f"{at}/ways", f"from{vers}-", 2)
+                    shown = run("rdma", "resource", "show", "cm_id")
+                    expect(f" src-addr {mine}:" in shown, shown)
+        finally:
+            run("ip", "route", "del", *route.split(), ok=False)
+            run("ip", "addr", "del", f"{mine}/24", "dev", NETDEV)
+
     with check("an export for privileged ports takes any port of RDMA"), \
             exported(EXPORT, "fsid=1,secure"):
         for vers in ("3", "4.2"):
