@@ -7,6 +7,7 @@ in which one of them wrote nothing. Documentation/recovery.md has a table of wha
 """
 
 import contextlib
+import json
 import os
 import random
 import struct
@@ -162,14 +163,23 @@ def queues():
             do("tc qdisc delete dev $NETDEV root")
 
 
+def lost_packets():
+    """How many packets netem has dropped so far, in each direction."""
+    return [json.loads(do("tc -s -j qdisc show dev $NETDEV root"))[0]["drops"] for do in (on_server, on_client)]
+
+
 def netem(what, seconds):
     """Both directions of the network are bad."""
     def disturb():
+        before = lost_packets()
         for do in (on_server, on_client):
             do(f"tc qdisc change dev $NETDEV root netem limit 10000 {what}")
         time.sleep(seconds)
         for do in (on_server, on_client):
             do("tc qdisc change dev $NETDEV root netem limit 10000")
+        lost = [new - old for new, old in zip(lost_packets(), before)]
+        say(f"packets lost by the server, and by the client: {lost}")
+        expect(all(lost) or "loss" not in what, f"packets lost: {lost}")
     return disturb
 
 
@@ -188,9 +198,11 @@ def deaf(seconds):
 
     def disturb():
         on_server("nft add table inet mute; nft add chain inet mute in '{ type filter hook input "
-                  f"priority 0; }}'; nft add rule inet mute in {ports} drop")
+                  f"priority 0; }}'; nft add rule inet mute in {ports} counter drop")
         time.sleep(seconds)
-        on_server("nft delete table inet mute")
+        text = on_server("nft list table inet mute; nft delete table inet mute")
+        say(text)
+        expect(int(re.search(r"counter packets (\d+)", text)[1]), "nothing was swallowed")
     return disturb
 
 
