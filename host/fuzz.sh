@@ -3,12 +3,24 @@
 #
 # Coverage-guided fuzzing of rust/wire with libFuzzer, on a stable compiler.
 #
-# usage: host/fuzz.sh [seconds]      for all targets together; 60 by default
+# usage: host/fuzz.sh [seconds]           for all targets together; 60 by default
+#        host/fuzz.sh TARGET FILE...      only these inputs
 #
 # The corpus starts with the golden packets and is kept in host/fuzz/corpus; an input that crashes a
-# target is kept in host/fuzz/crashes, and the exit status is 1. Needs cargo and a C++ compiler.
+# target is kept in host/fuzz/crashes, and the exit status is 1. Those that are there come first the
+# next time. Needs cargo and a C++ compiler.
 
 set -eu
+one=
+if [ $# -gt 1 ]; then
+	one=$1
+	shift
+	# Where they are, seen from anywhere.
+	for file; do
+		shift
+		set -- "$@" "$(realpath "$file")"
+	done
+fi
 cd "$(dirname "$0")"
 seconds=${1:-60}
 targets="reply chunks call direction private writer"
@@ -33,6 +45,9 @@ CXX=$cxx RUSTFLAGS=$flags cargo build --quiet --locked --release --target "$host
 	--target-dir "$build" --manifest-path fuzz/Cargo.toml
 cargo run --quiet --locked --example seeds "$build/seeds"
 bin=$build/$host/release
+once="-timeout=5 -rss_limit_mb=1024"
+# shellcheck disable=SC2086 # Two options.
+[ -z "$one" ] || exec "$bin/$one" $once "$@"
 
 log=$(mktemp)
 trap 'rm -rf "$log" "$log.d"' EXIT
@@ -49,6 +64,14 @@ grep -q "planted bug" "$log" || { cat "$log"; exit 1; }
 runs=$(sed -n 's/^#\([0-9]*\).*NEW.*/\1/p' "$log" | tail -n 1)
 echo "fuzz: the planted bug was found after about $runs inputs"
 
+# Show the log of a target that failed, and how to give it the same input again, here or in the toolchain root.
+complain() {
+	tail -n 40 "$log" >&2
+	echo "fuzz: $1 FAILED; the input again, from the top of the tree:" \
+		"${IN_TOOLCHAIN:+scripts/kernel run -- env CARGO_HOME=$CARGO_HOME }host/fuzz.sh $1 host/${2:-fuzz/crashes/$1/*}" >&2
+	status=1
+}
+
 each=$((seconds / $(echo "$targets" | wc -w)))
 [ "$each" -ge 1 ] || each=1
 status=0
@@ -58,7 +81,17 @@ for target in $targets; do
 	*) seeds=$build/seeds/messages ;;
 	esac
 	mkdir -p "fuzz/corpus/$target" "fuzz/crashes/$target"
-	if "$bin/$target" -max_total_time="$each" -max_len=2048 -timeout=5 -rss_limit_mb=1024 \
+	known=0
+	for file in "fuzz/crashes/$target"/*; do
+		[ -e "$file" ] || continue
+		known=$((known + 1))
+		# shellcheck disable=SC2086
+		"$bin/$target" $once "$file" >"$log" 2>&1 && continue
+		complain "$target" "$file"
+	done
+	[ $known = 0 ] || echo "fuzz: $target: $known inputs that crashed it once"
+	# shellcheck disable=SC2086
+	if "$bin/$target" -max_total_time="$each" -max_len=2048 $once \
 		-print_final_stats=1 -artifact_prefix="fuzz/crashes/$target/" \
 		"fuzz/corpus/$target" "$seeds" >"$log" 2>&1; then
 		runs=$(sed -n 's/^stat::number_of_executed_units: //p' "$log")
@@ -66,9 +99,7 @@ for target in $targets; do
 			sed 'N;s/\n/ -> /')
 		echo "fuzz: $target: $runs inputs in $each s, $cov"
 	else
-		status=1
-		tail -n 40 "$log" >&2
-		echo "fuzz: $target FAILED; the input is in host/fuzz/crashes/$target/" >&2
+		complain "$target" "$(sed -n 's/.*Test unit written to //p' "$log" | tail -n 1)"
 	fi
 done
 exit $status

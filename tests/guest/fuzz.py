@@ -5,8 +5,8 @@
 
 Messages count when the server's device has taken them. The same seed makes the same connections with
 the same messages; only how they are interleaved, and where a connection ends because the server ends
-it, is up to time. When something is found, the
-connections of the last while are left in /out/fuzz-SEED.json, which --replay sends again:
+it, is up to time. The connections of the last while are left in /out/fuzz-SEED.json (tests/run keeps
+the log directory when something fails), which --replay sends again:
 
     scripts/vm --nodes 2 --client c --server rust --add FILE -- \
         python3 /run/payload/tests/guest/fuzz.py --replay /run/payload/add/FILE
@@ -450,8 +450,9 @@ else:
     sessions = (session_of(verbs, args.seed, n, templates) for n in range(1 << 31))
     name = args.seed
 
+run_ = Run(verbs, sessions, name)
+results.keep = lambda why: run_.save(handles, why)
 with check("messages from a recording, changed by chance", limit=7000 if LONG else 600):
-    run_ = Run(verbs, sessions, name)
     total, begun = 0, time.monotonic()
     try:
         while total < args.count and time.monotonic() - begun < args.seconds:
@@ -465,8 +466,7 @@ with check("messages from a recording, changed by chance", limit=7000 if LONG el
                 break
         run_.end()
         look_after()
-    except BaseException as error:
-        run_.save(handles, str(error))
+    except BaseException:
         run_.end()
         raise
     say(", ".join(f"{value} {key}" for key, value in sorted(counts.items())))
@@ -475,6 +475,7 @@ with check("messages from a recording, changed by chance", limit=7000 if LONG el
 
 if not args.replay:
     with check("the last connections once more, as --replay has them"):
+        # It stays, for what is seen only when the test is over: words of a kernel, memory that is lost.
         path = run_.save(handles, "none: the server was as before")
         count, sessions = saved(verbs, path, handles, 20)
         before = counts["replies"] + counts["errors"]
@@ -485,7 +486,6 @@ if not args.replay:
         answers = counts["replies"] + counts["errors"] - before
         say(f"{total} of {count} messages arrived, {answers} were answered")
         expect(answers > 50, "hardly any")
-        os.unlink(path)
 
 with check("the server is as before: objects, an ordinary mount"):
     new = set(on_server(f"ls {EXPORT}").split()) - names

@@ -3,7 +3,15 @@
 when they must not be. hostile.py has the lies one by one, and what the client makes of each; this has
 them all together, while a mount is busy.
 
-    liar.py [--count N] [--seed S]
+    liar.py [--count N] [--seed S] [--replay FILE]
+
+What the reply to a call is depends on the seed, on the call's procedure and number of keys, and on how
+many calls there were with the same: in which order threads make their calls is up to time. The replies of
+the last while are left in /out/liar-SEED.json (tests/run keeps the log directory when something fails).
+With --replay each call gets what the next one like it got then, with its own xid, keys and addresses:
+
+    scripts/vm --nodes 2 --client rust --server c --add FILE -- \
+        python3 /run/payload/tests/guest/liar.py --replay /run/payload/add/FILE
 
 The mount may get any error, but no call may hang; memory that was read into is nobody's afterwards; when
 the server is honest again, the same mount works, what is in the files is what was written there, and
@@ -13,6 +21,7 @@ nothing is left over.
 import argparse
 import collections
 import errno
+import json
 from random import Random
 
 from lib import *
@@ -25,13 +34,19 @@ ACCESS = 4
 AT, FOLDER = "/mnt/liar", "liar"
 SIZES = (3, 700, 3500, 65536, 65537, 300000)
 ROOM, GUARD = 512 << 10, 8192
+# Replies that are left for --replay. That a call hangs is seen 150 s later only, with many others since.
+KEPT = 4000
 OPTIONS = (f"vers=3,proto=rdma,port={LIAR},soft,timeo=30,retrans=1,noac,nolock,mountproto=tcp,"
            f"mountaddr={SERVER}")
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--count", type=int, default=20_000 if LONG else 400)
 parser.add_argument("--seed", default=f"{int.from_bytes(os.urandom(4), 'big'):08x}")
+parser.add_argument("--replay")
 args = parser.parse_args()
+saved = json.loads(read(args.replay)) if args.replay else None
+if saved:
+    args.seed, args.count = saved["seed"], len(saved["replies"])
 told, outcomes = collections.Counter(), collections.Counter()
 
 
@@ -39,32 +54,124 @@ def content(size):
     return random_bytes(SIZES[-1], size % 7)[:size]
 
 
+def kind(call):
+    return f"{call.procedure}/{len(call.keys)}"
+
+
+class Noted:
+    """A connection, and a note of what is done with it to answer one call."""
+
+    def __init__(self, connection, call):
+        self.connection, self.done = connection, []
+        self.note = {"call": kind(call), "xid": call.xid, "segments": call.segments, "lie": "honest",
+                     "done": self.done}
+
+    def honest(self, call):
+        self.done.append(("honest",))
+        Proxy.honest(self.connection.proxy, self.connection, call)
+
+    def reply(self, call):
+        self.done.append(("reply",))
+        return self.connection.reply(call)
+
+    def send(self, message, key=None):
+        self.done.append(("send", bytes(message).hex(), key))
+        self.connection.send(message, key)
+
+    def write(self, key, at, data):
+        # It is four bytes, or all of it is the same.
+        self.done.append(("write", key, at, data[:4].hex(), len(data)))
+        self.connection.write(key, at, data)
+
+    def disconnect(self):
+        self.done.append(("disconnect",))
+        self.connection.disconnect()
+
+
 class Liar(Proxy):
-    """The proxy, which lies in a third of its replies while `lies` is set."""
+    """The proxy, which lies in a third of its replies while `lies` is set, or says again what is saved."""
 
     def __init__(self, *where):
-        self.lies, self.random = False, Random(args.seed)
+        self.lies, self.counts, self.kept = False, collections.Counter(), collections.deque(maxlen=KEPT)
         self.old, self.late, self.said = [], [], [b"\0" * 28]
+        # What is left to be said again, since when nothing was, and what now stands for what.
+        self.again, self.since, self.new = collections.defaultdict(collections.deque), 0, {}
+        for note in saved["replies"] if saved else ():
+            self.again[note["call"]].append(note)
         super().__init__(*where)
 
     def honest(self, connection, call):
         if not self.lies:
             super().honest(connection, call)
             return
-        random = self.random
+        noted = Noted(connection, call)
+        self.kept.append(noted.note)
+        if saved:
+            self.replay(noted, call)
+            return
+        random = Random(f"{args.seed}/{kind(call)}/{self.counts[kind(call)]}")
+        self.counts[kind(call)] += 1
         while self.late and random.random() < 0.5:
             # What was put off; the connection may be another one by now.
             told["late"] += 1
-            connection.send(self.late.pop(0))
-        lie = random.choice(LIES) if random.random() < 0.35 else None
-        told[lie.__name__ if lie else "honest"] += 1
-        if lie:
-            lie(self, connection, call, random)
-        else:
-            super().honest(connection, call)
+            noted.send(self.late.pop(0))
+        lie = random.choice(LIES) if random.random() < 0.35 else honest
+        noted.note["lie"] = lie.__name__
+        told[lie.__name__] += 1
+        lie(self, noted, call, random)
         for key in call.keys:
             place = (call.writes or [[(key, 0, 0x1000)]])[0][0]
             self.old = self.old[-20:] + [(key, place[2])]
+
+    def replay(self, noted, call):
+        """Answer as the next call of this kind was answered then."""
+        if not self.again[kind(call)]:
+            noted.honest(call)
+            return
+        old = self.again[kind(call)].popleft()
+        self.since = time.monotonic()
+        noted.note["lie"] = old["lie"]
+        told[old["lie"]] += 1
+        self.new[words(old["xid"])] = words(call.xid)
+        for (old_key, _, old_at), (key, _, at) in zip(old["segments"], call.segments):
+            self.new[words(old_key)] = words(key)
+            if old_at:
+                self.new[struct.pack(">Q", old_at)] = struct.pack(">Q", at)
+        for what, *rest in old["done"]:
+            if what == "send":
+                message, key = rest
+                key = None if key is None else self.now_number(">I", key)
+                noted.send(self.now(bytes.fromhex(message)), key)
+            elif what == "write":
+                key, at, data, size = rest
+                noted.write(self.now_number(">I", key), self.now_number(">Q", at),
+                            (bytes.fromhex(data) * size)[:size])
+            elif what == "disconnect":
+                noted.disconnect()
+            else:
+                getattr(noted, what)(call)
+
+    def now(self, message):
+        """A saved message, with xids, keys and addresses of this run."""
+        out, at = b"", 0
+        while at < len(message):
+            size = 8 if message[at:at + 8] in self.new else 4
+            part = message[at:at + size]
+            out, at = out + self.new.get(part, part), at + size
+        return out
+
+    def now_number(self, form, number):
+        return struct.unpack(form, self.now(struct.pack(form, number)))[0]
+
+    def save(self, why):
+        path = f"/out/liar-{args.seed}.json"
+        replies = list(self.kept)
+        write(path, json.dumps({"why": why, "seed": args.seed, "replies": replies}))
+        say(f"what was told is in {path} of the log directory's out/, {len(replies)} replies")
+
+
+def honest(liar, connection, call, random):
+    connection.honest(call)
 
 
 def lie_in_bytes(liar, connection, call, random):
@@ -126,7 +233,7 @@ def right_key(liar, connection, call, random):
 def wrong_key(liar, connection, call, random):
     if random.random() < 0.7:
         # The connection does not survive it.
-        return Proxy.honest(liar, connection, call)
+        return connection.honest(call)
     key = random.choice([random.getrandbits(32), 0, *(key for key, _ in liar.old)])
     connection.send(connection.reply(call).encode(), key)
 
@@ -139,7 +246,7 @@ def twice(liar, connection, call, random):
 
 def never(liar, connection, call, random):
     if random.random() < 0.7:
-        Proxy.honest(liar, connection, call)
+        connection.honest(call)
 
 
 def later(liar, connection, call, random):
@@ -151,12 +258,12 @@ def calls(liar, connection, call, random):
         message = words(call.xid + n & 0xffffffff, 1, 32, 0, 0, 0, 0) \
             + words(call.xid + n & 0xffffffff, 0, 2, 0x40000000, 1, 0, 0, 0, 0, 0)
         connection.send(change_bytes(random, message, liar.said) or b"\0")
-    Proxy.honest(liar, connection, call)
+    connection.honest(call)
 
 
 def hang_up(liar, connection, call, random):
     if random.random() < 0.7:
-        return Proxy.honest(liar, connection, call)
+        return connection.honest(call)
     if call.writes and random.random() < 0.5:
         key, length, at = call.writes[0][0]
         connection.write(key, at, b"\xee" * (length // 2))
@@ -166,8 +273,8 @@ def hang_up(liar, connection, call, random):
 def reach(liar, connection, call, random):
     """An RDMA Write where the call grants none, any more or at all."""
     if random.random() < 0.7 or not liar.old:
-        return Proxy.honest(liar, connection, call)
-    Proxy.honest(liar, connection, call)
+        return connection.honest(call)
+    connection.honest(call)
     key, at = random.choice(liar.old)
     connection.write(key, at, b"late")
 
@@ -239,6 +346,7 @@ with check("an honest server, and files"):
             write_file(f"{at}/{FOLDER}/{size}", content(size))
     sums = server_sums(f"{EXPORT}/{FOLDER}")
     liar = Liar(OWN, LIAR, SERVER, f"{RDMA}0")
+    results.keep = liar.save
     # Half of the runs take the way of devices that are believed.
     write(TRUST, str(int(args.seed, 16) % 2))
     mount("3", at=AT, opts=OPTIONS, server=OWN)
@@ -249,10 +357,11 @@ say(f"seed {args.seed}")
 with check(f"{args.count} replies of a server that lies: no call hangs, no memory is touched",
            limit=9000 if LONG else 900):
     load = [Load(n) for n in range(6)]
-    liar.lies = True
+    liar.since, liar.lies = time.monotonic(), True
     try:
         end = time.monotonic() + (8900 if LONG else 800)
-        while told.total() < args.count:
+        # Not all that is to be said again may be asked for.
+        while told.total() < args.count and not (saved and time.monotonic() - liar.since > 60 * SLOWNESS):
             time.sleep(0.5)
             for one in load:
                 expect(one.wrong is None, one.wrong)
@@ -268,10 +377,13 @@ with check(f"{args.count} replies of a server that lies: no call hangs, no memor
         say("told: " + ", ".join(f"{value} {key}" for key, value in told.most_common()))
         say("got: " + ", ".join(f"{value} {key}" for key, value in outcomes.most_common()))
         say(f"connections: {liar.accepted}")
+        # For what is seen only later, too: words of a kernel, memory that is lost.
+        liar.save("none so far")
     expect(not any(one.is_alive() for one in load), "a call does not end with an honest server")
     expect(not any(one.wrong for one in load), str([one.wrong for one in load]))
     equal(liar.errors, [], "errors of the server's thread")
-    expect(outcomes["reads"] and outcomes["writes"] and len(outcomes) > 4, "there was no load, or no trouble")
+    expect(saved or outcomes["reads"] and outcomes["writes"] and len(outcomes) > 4,
+           "there was no load, or no trouble")
 
 with check("an honest server again: the same mount works, the files are as they were", limit=300):
     end = time.monotonic() + 90

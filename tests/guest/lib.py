@@ -60,6 +60,8 @@ class Failed(Exception):
 class results:
     count = failed = skipped = 0
     next = None
+    # A test's function that leaves in /out what has led to a failure; it is told why.
+    keep = None
 
 
 def say(text):
@@ -77,6 +79,16 @@ def verdict(name, ok, directive=""):
     results.count += 1
     results.failed += not ok
     print(f"{'ok' if ok else 'not ok'} {results.count} - {name}{directive}", flush=True)
+
+
+def keep(why):
+    """A check has failed, or hangs: leave behind what the test has for that."""
+    try:
+        if results.keep:
+            results.keep(why)
+    except Exception:
+        # The verdict matters more.
+        say(traceback.format_exc())
 
 
 def stuck():
@@ -111,6 +123,7 @@ def check(name, limit=120):
         say(f"{name}: no end after {limit} s; where tasks wait is in the kernel log")
         verdict(name, False)
         stuck()
+        keep(f"{name}: no end")
         print("Bail out! a check hangs", flush=True)
         os._exit(1)
 
@@ -128,6 +141,7 @@ def check(name, limit=120):
             say(f"{type(error).__name__}: {error}")
         else:
             say(traceback.format_exc())
+        keep(f"{name}: {error}")
         verdict(name, False)
     else:
         verdict(name, True)

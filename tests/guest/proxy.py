@@ -85,10 +85,15 @@ class Call:
                 at + 4 + 16 * count)
 
     @property
+    def segments(self):
+        """(key, length, offset) of all that the call grants, in order."""
+        segments = [s[1:] for s in self.reads] + [s for c in self.writes for s in c]
+        return segments + (self.reply or [])
+
+    @property
     def keys(self):
         """The remote keys of the call, in order."""
-        segments = [s[1:] for s in self.reads] + [s for c in self.writes for s in c]
-        return [s[0] for s in segments + (self.reply or [])]
+        return [s[0] for s in self.segments]
 
     @property
     def procedure(self):

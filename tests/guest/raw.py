@@ -1,6 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-"""A peer without a kernel client sends the server hand-made messages, good and bad."""
+"""A peer without a kernel client sends the server hand-made messages, good and bad.
 
+    raw.py [--seed S]
+
+The seed is that of the messages made by chance: each of their connections has the same ones again, but
+for keys and addresses.
+"""
+
+import argparse
 import contextlib
 import struct
 from random import Random
@@ -18,6 +25,9 @@ def resources():
     return on_server("rdma resource show").split("\n")[0].partition(" ctx ")[0]
 
 
+parser = argparse.ArgumentParser()
+parser.add_argument("--seed", default=f"{int.from_bytes(os.urandom(4), 'big'):08x}")
+args = parser.parse_args()
 baseline = resources()
 say(baseline)
 
@@ -425,12 +435,12 @@ def chance(peer, random):
 
 
 with check("messages made by chance"):
-    seed = int.from_bytes(os.urandom(4), "big")
-    random = Random(seed)
-    say(f"seed {seed}")
+    say(f"seed {args.seed}")
     end, count, peers, ended = time.monotonic() + 30, 0, 0, 0
     while time.monotonic() < end:
         with connection() as peer:
+            # Where one ends depends on time; what the next one sends must not.
+            random = Random(f"{args.seed}/{peers}")
             peers += 1
             peer.space_ = peer.space(3 * PAGE)
             peer.memory_ = peer.memory(null(70, 99) * 307)
