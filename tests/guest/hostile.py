@@ -479,6 +479,19 @@ def silence():
             expect(time.monotonic() - begun < 40 * SLOWNESS, "it took too long")
         finally:
             proxy.holding = False
+    for vers in ("3", "4.2"):
+        with check(f"v{vers}: the first call of a mount is not answered: it fails in time, and leaves nothing"):
+            accepted, proxy.holding = proxy.accepted, True
+            try:
+                begun = time.monotonic()
+                status, text = run("mount", "-t", "nfs", "-o", hostile_options(vers, "soft,retry=0"), f"{OWN}:{EXPORT}",
+                                   AT, ok=False, timeout=150)
+                say(f"{time.monotonic() - begun:.0f} s: {text.strip()}")
+                expect(status and proxy.accepted > accepted, f"status {status}, {proxy.accepted} connections")
+                expect(time.monotonic() - begun < 60 * SLOWNESS, "it took too long")
+            finally:
+                proxy.holding = False
+            wait_for(lambda: use_count() == base, 30, f"use count {base}")
 
 
 def late(call):

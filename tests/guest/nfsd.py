@@ -149,6 +149,12 @@ def lose_device():
     say(f"after {time.monotonic() - begun:.1f} s")
 
 
+with check("no thread of nfsd answers for 20 s: v4.2 goes on, by the same connection or another one", 200):
+    with busy("4.2") as loads:
+        with no_free_thread("proto=tcp"):
+            time.sleep(20)
+        all_go_on(loads, 60)
+
 # The calls are of another connection, or of that which is to end.
 for transport, how in (("TCP", "proto=tcp"), ("RDMA", f"proto=rdma,port={PORT}")):
     with check(f"the server's RDMA device goes while all threads of nfsd have calls by {transport}", 200):
