@@ -36,8 +36,8 @@ SHOWN = {"kmem/kmalloc": "call_site >= 0xffffffffa0000000",
          "kmem/mm_page_alloc": "migratetype == 0",
          "kprobes/failslab_k": "size > 0", "kprobes/failslab_kv": "size > 0"}
 PROBES = {"failslab_k": "krealloc_node_align_noprof", "failslab_kv": "kvrealloc_node_align_noprof"}
-# Pages for these are no allocation of the module's.
-OTHERS = re.compile("allocate_slab|stack_depot|kasan_|kmemleak")
+# Pages for these are no allocation of the module's. (A slab needs one when it is used up, which is not met again.)
+OTHERS = re.compile("slab|sheaf|stack_depot|kasan_|kmemleak")
 SIZE = 160 << 10
 # So often at most the work is done until an allocation fails.
 TRIES = 6
