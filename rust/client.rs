@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod endpoint;
+mod kunit;
 mod marshal;
 mod reply;
 mod slot;

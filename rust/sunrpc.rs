@@ -26,6 +26,8 @@ mod rqst;
 mod slot;
 mod stats;
 mod svc;
+#[cfg(CONFIG_KUNIT = "y")]
+mod trial;
 mod xclass;
 mod xdr;
 mod xprt;
@@ -38,6 +40,11 @@ pub(crate) use self::svc::{
     take,
     TrialRqst,
     TrialXprt, //
+};
+#[cfg(CONFIG_KUNIT = "y")]
+pub(crate) use self::trial::{
+    TrialClient,
+    TrialTask, //
 };
 pub(crate) use self::{
     class::{

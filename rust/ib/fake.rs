@@ -11,8 +11,15 @@ use self::verbs::{
     notify, //
 };
 use super::{
-    device,
-    domain::Domain, //
+    device::{
+        self,
+        DeviceLease, //
+    },
+    domain::Domain,
+    limits::{
+        Limits,
+        Params, //
+    },
 };
 use crate::{
     bindings,
@@ -218,6 +225,12 @@ impl Fake {
             let core = (*self.as_raw()).__bindgen_anon_1.coredev.as_ref();
             Net::from_raw(core.rdma_net.net)
         }
+    }
+
+    /// What a connection over this device gets.
+    pub(crate) fn limits(&self, params: &Params<'_>) -> Result<Limits> {
+        let lease = DeviceLease::new(self.as_raw())?;
+        Limits::new(&lease.caps(), lease.name(), params)
     }
 
     /// What the device was asked for since this was called last.

@@ -29,7 +29,6 @@ use super::{
     },
     limits::{
         Attempt,
-        Limits,
         Params, //
     },
     pd::Pd,
@@ -316,7 +315,7 @@ pub(super) fn connection_with(
     };
     let id = cm::Id::new(&params.net, cm::Events::new()?)?;
     let lease = DeviceLease::new(fake.as_raw())?;
-    let limits = Limits::new(&lease.caps(), lease.name(), &params)?;
+    let limits = fake.limits(&params)?;
     let mut parts = match spare.and_then(|spare| spare.open(&lease)) {
         Some(parts) => parts,
         None => Parts::new(Pd::new(lease)?),

@@ -93,7 +93,7 @@ unsafe extern "C" fn setup<T: ClientTransport>(
 /// # Safety
 ///
 /// The pointers in `args` are valid.
-unsafe fn create<T: ClientTransport>(
+pub(super) unsafe fn create<T: ClientTransport>(
     args: &bindings::xprt_create,
 ) -> Result<*mut bindings::rpc_xprt> {
     // SAFETY: By the contract of this function the address has that length.

@@ -167,7 +167,7 @@ def orphaned(xid):
     time.sleep(2)
 
 
-with check("a reply for a connection that has gone meanwhile is given up, and counted as such"):
+with check("a reply for a connection that has gone meanwhile is given up, and counted as such", 240):
     # A thread waits for mountd five seconds, then it puts the call aside, which is gone for good then:
     # on a slow machine it takes more than one of them.
     for xid in range(900, 906):
