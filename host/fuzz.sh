@@ -12,15 +12,19 @@
 
 set -eu
 one=
-if [ $# -gt 1 ]; then
+case ${1:-} in
+*[!0-9]*)
 	one=$1
 	shift
+	[ $# -gt 0 ] || { echo "fuzz: which inputs for $one?" >&2; exit 2; }
 	# Where they are, seen from anywhere.
 	for file; do
 		shift
-		set -- "$@" "$(realpath "$file")"
+		file=$(realpath "$file")
+		set -- "$@" "$file"
 	done
-fi
+	;;
+esac
 cd "$(dirname "$0")"
 seconds=${1:-60}
 targets="reply chunks call direction private writer"

@@ -28,7 +28,8 @@ struct Service {
     pool: Opaque<bindings::svc_pool>,
 }
 
-/// A transport, as a mount makes it. There is nobody else who has it.
+/// A transport, as a mount makes it, but for what sunrpc adds to close it: it must not be connected, or closed by
+/// force. There is nobody else who has it.
 ///
 /// # Invariants
 ///
@@ -138,12 +139,14 @@ impl<T: ClientTransport> TrialClient<T> {
         Ok(all)
     }
 
-    /// The service is done with that callback, which it was given and has not ended before.
+    /// The service is done with that callback, which it was given: once, and not before there was a service.
     pub(crate) fn end_callback(&self, xid: u32) -> Result {
         let rqst = self.callback(xid).ok_or(ENOENT)?;
         let free = self.ops().bc_free_rqst.ok_or(ENOENT)?;
         // SAFETY: The service's requests, which it forgets: nobody looks at its list.
         unsafe {
+            // It is not found again.
+            (*rqst).rq_xid = 0;
             (*self.service.serv.get()).sv_cb_list = pin_init::zeroed();
             (*self.raw.as_ptr()).bc_slot_count.counter -= 1;
             free(rqst);
@@ -264,6 +267,12 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
 
     /// It waits no longer for the reply to its call.
     pub(crate) fn give_up(&self) -> Result {
+        let rqst = self.rqst().ok_or(ENOENT)?.as_ptr();
+        // SAFETY: The task's request.
+        if unsafe { (*rqst).rq_xprt }.is_null() {
+            // It has sent nothing.
+            return Err(EINVAL);
+        }
         let release = self.xprt.ops().release_request.ok_or(ENOENT)?;
         let guard = self.xprt.lock_transport();
         // SAFETY: The task has sent its request. The lock is held.

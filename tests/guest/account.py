@@ -21,8 +21,8 @@ OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 TOLERANCE = {"slab": 1 << 20, "large": 1 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
 DEBUG = os.path.exists("/sys/kernel/debug/kmemleak")
 # Probes at the end of functions give each task a page of its own, which it keeps.
-PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events && echo 1 >events/fprobes/account/enable; "
-         "echo 0 >events/fprobes/account/enable; echo -:account >>dynamic_events")
+PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events || exit 0; "
+         "for on in 1 0; do echo $on >events/fprobes/account/enable; done; echo -:account >>dynamic_events")
 # Of one of the general caches (kmalloc-96, ...), whose noise was up to 97 KiB: the context of a call that
 # was leaked on purpose, 96 bytes, took 874 KiB after the names of a suite.
 KMALLOC = 300 << 10
@@ -113,7 +113,7 @@ def begin():
             os.unlink(f"{at}/account")
     # A kernel without BTF has no such probes.
     for command in machines().values():
-        command(f"({PROBE}) 2>/dev/null || true")
+        command(f"({PROBE}) 2>/dev/null")
     # Tests may mount there too; what a module has stays.
     on_server("modprobe -a nfsv3 nfsv4; nfsd-down")
     try:

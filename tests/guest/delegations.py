@@ -191,7 +191,7 @@ def transport():
         return looks[-1]
 
     with check("the transport for callbacks has a class, keeps the module, and goes with its connection"):
-        unlike("server", "the C module's has no class: its kernel would follow NULL")
+        unlike("server", "the C module's has no class: its kernel would follow NULL", deadly=True)
         before = settled()
         with mounted("3"):
             without = shown()

@@ -254,6 +254,8 @@ def each_place(side, work):
             if fired:
                 tried[side].add(place.key)
                 break
+            # Nothing has failed on purpose.
+            equal(error, None, f"error on the way to {place.name}")
         say(f"{place.kind} {place.name}: {error or 'no error' if fired else 'not met again'}")
         if error:
             errors.append(error)

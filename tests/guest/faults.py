@@ -616,7 +616,8 @@ def chosen(name, group, *args):
 
 
 def sides():
-    return [side for side, ours in ((run, CLIENT_OURS and NODES == 2), (on_server, SERVER_OURS)) if ours or COMPARE]
+    return [side for side, asked in ((run, (CLIENT_OURS or COMPARE) and NODES == 2),
+                                     (on_server, SERVER_OURS or COMPARE)) if asked]
 
 
 with contextlib.ExitStack() as stack:

@@ -331,7 +331,7 @@ counts = collections.Counter()
 class Run:
     def __init__(self, verbs, sessions, name):
         self.verbs, self.sessions, self.name = verbs, sessions, name
-        self.active, self.old = {}, collections.deque(maxlen=KEPT)
+        self.active, self.old = {}, collections.deque(maxlen=KEPT + LINES)
         self.progress = time.monotonic()
 
     def go(self, count):
@@ -441,17 +441,16 @@ with check("a server with files"):
         folder = handle(peer, ROOT, "fuzz")
         handles = [folder, handle(peer, folder, "file")]
     templates = load(handles)
+    if args.replay:
+        args.count, sessions = saved(verbs, args.replay, handles)
+        name = "replay"
+    else:
+        say(f"seed {args.seed}")
+        sessions = (session_of(verbs, args.seed, n, templates) for n in range(1 << 31))
+        name = args.seed
+    run_ = Run(verbs, sessions, name)
+    results.keep = lambda why: run_.save(handles, why)
 
-if args.replay:
-    args.count, sessions = saved(verbs, args.replay, handles)
-    name = "replay"
-else:
-    say(f"seed {args.seed}")
-    sessions = (session_of(verbs, args.seed, n, templates) for n in range(1 << 31))
-    name = args.seed
-
-run_ = Run(verbs, sessions, name)
-results.keep = lambda why: run_.save(handles, why)
 with check("messages from a recording, changed by chance", limit=7000 if LONG else 600):
     total, begun = 0, time.monotonic()
     try:

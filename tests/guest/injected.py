@@ -123,6 +123,7 @@ else:
                 through(vers, side, every)
     for vers in ("4.1", "4.2"):
         with check(f"v{vers}: sunrpc breaks the connection at the server's callbacks", 300):
-            unlike("server", "the C server's callbacks have no function for that: its kernel would call NULL")
+            unlike("server", "the C server's callbacks have no function for that: its kernel would call NULL",
+                   deadly=True)
             calling_back(vers)
 done()

@@ -47,9 +47,10 @@ class Skip(Exception):
     """This check cannot be made here; the reason is shown."""
 
 
-def unlike(side, reason):
-    """Skip a check that the C module on that side is not expected to pass: tests/run --compare asks it all the same."""
-    if os.environ[{"client": "CLIENT", "server": "SERVER_FLAVOUR"}[side]] == "c" and not COMPARE:
+def unlike(side, reason, deadly=False):
+    """Skip a check that the C module on that side is not expected to pass: tests/run --compare asks it all the same,
+    if its kernel survives that."""
+    if os.environ[{"client": "CLIENT", "server": "SERVER_FLAVOUR"}[side]] == "c" and (deadly or not COMPARE):
         raise Skip(reason)
 
 
