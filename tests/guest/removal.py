@@ -287,7 +287,7 @@ def round_of(number, vers, where, command, base):
 
 
 def rounds(vers, where):
-    with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 90 * ROUNDS):
+    with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 150 * ROUNDS):
         with mounted(vers) as at:
             os.listdir(at)
         base = {side: in_use(there) for side, there in SIDES.items()}
