@@ -18,7 +18,7 @@ OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 # What is a leak and what is noise: without a leak the pages were mostly within 200 KiB, but 2 and 3.7 MiB
 # were seen on busy clients of either module, and slabs grow by up to 800 KiB with what tools and caches
 # leave. A page or 100 bytes that leak with each of the thousands of RPCs of a suite are more.
-TOLERANCE = {"slab": 1 << 20, "large": 1 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
+TOLERANCE = {"slab": 1 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
 DEBUG = os.path.exists("/sys/kernel/debug/kmemleak")
 # Probes at the end of functions give each task a page of its own, which it keeps.
 PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events || exit 0; "
@@ -48,8 +48,7 @@ def memory_once():
     pages = (kib["MemTotal"] - sum(kib.get(name, 0) for name in known)) << 10
     # Free pages that a processor keeps for itself.
     pages -= sum(map(int, re.findall(r"(?m)^ +count: +(\d+)", read("/proc/zoneinfo")))) * 4096
-    used, all_of_them = unreclaimable()
-    return {"slab": used, "large": (kib["SUnreclaim"] << 10) - all_of_them, "vmalloc": kib["VmallocUsed"] << 10,
+    return {"slab": (kib["SUnreclaim"] << 10) - room(), "vmalloc": kib["VmallocUsed"] << 10,
             "percpu": kib["Percpu"] << 10, "pages": pages}
 
 
@@ -57,23 +56,20 @@ def slab_lines():
     return [line.split() for line in read("/proc/slabinfo").splitlines()[2:]]
 
 
-def unreclaimable():
-    """Bytes of objects in slabs that do not shrink, and of these slabs. (Objects that are too large for slabs
-    count among what cannot be reclaimed, too.)
+def room():
+    """Bytes of slabs, of those that do not shrink, in which no object is: they stay where the objects around do.
 
-    The room between objects stays where the objects around it do: the files of sysfs for the RDMA devices of
-    namespaces.py left 1.5 MiB of that, the first time.
+    (The files of sysfs for the RDMA devices of namespaces.py left 1.5 MiB of that, the first time.)
     """
-    used = all_of_them = 0
+    total = 0
     for words in slab_lines():
         try:
             kept = read(f"/sys/kernel/slab/{words[0]}/reclaim_account").strip() == "0"
         except FileNotFoundError:
             continue
         if kept:
-            used += int(words[1]) * int(words[3])
-            all_of_them += int(words[14]) * int(words[5]) * 4096
-    return used, all_of_them
+            total += int(words[14]) * int(words[5]) * 4096 - int(words[1]) * int(words[3])
+    return total
 
 
 def slabs():

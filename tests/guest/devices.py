@@ -20,7 +20,6 @@ KO = "/run/payload/modules/rdma_caps.ko"
 DEVICE = RDMA + "0"
 SIZES = (1000, 20001, 70001, (1 << 20) + 1)
 random_bytes(max(SIZES))
-FLAVOURS = {"client": os.environ["CLIENT"], "server": os.environ["SERVER_FLAVOUR"]}
 # What `make test` has of all this.
 SHORT = ("max_send_sge=1", "max_qp_wr=4", "list_len=17", "list_len=16", "no_mem_mgt", "rd_atom=0",
          "max_sgl_rd", "sg_gaps", "merge", "fail_")

@@ -26,6 +26,8 @@ NODES = int(os.environ["NODES"])
 LONG = "LONG" in os.environ
 # What the C module makes of checks and devices that it is not expected to cope with is asked, too.
 COMPARE = "COMPARE" in os.environ
+# Which module each side has, ours or C.
+FLAVOURS = {"client": os.environ["CLIENT"], "server": os.environ["SERVER_FLAVOUR"]}
 MODULE = os.environ["MODULE"]
 RDMA = os.environ["RDMA"]
 NETDEV = os.environ["NETDEV"]
@@ -50,7 +52,7 @@ class Skip(Exception):
 def unlike(side, reason, deadly=False):
     """Skip a check that the C module on that side is not expected to pass: tests/run --compare asks it all the same,
     if its kernel survives that."""
-    if os.environ[{"client": "CLIENT", "server": "SERVER_FLAVOUR"}[side]] == "c" and (deadly or not COMPARE):
+    if FLAVOURS[side] == "c" and (deadly or not COMPARE):
         raise Skip(reason)
 
 

@@ -86,14 +86,15 @@ def told(*wanted):
     before = len(log(on_server))
     yield
     said = "\n".join(log(on_server)[before:])
-    for pattern in wanted if os.environ["SERVER_FLAVOUR"] == "rust" else ():
+    for pattern in wanted if FLAVOURS["server"] == "rust" else ():
         expect(re.search(pattern, said), f"no {pattern!r} in {said}")
 
 
 with check("the server's RDMA device is removed and comes back", 300):
     if NODES == 1:
         raise Skip("in one guest it is the client's as well")
-    with busy("3", "4.2") as loads, told(f"device {RDMA}0 is being removed, [1-9][0-9]* connections have to let go of it"):
+    removed = f"device {RDMA}0 is being removed, [1-9][0-9]* connections have to let go of it"
+    with busy("3", "4.2") as loads, told(removed):
         on_server(DELETE)
         time.sleep(3)
         on_server(ADD)

@@ -21,7 +21,7 @@ from lib import *
 TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 1
 ROUNDS = max(TIMES, 3)
 # In the rounds it is the module of one side that goes: ours.
-OURS = [side for side, name in (("client", "CLIENT"), ("server", "SERVER_FLAVOUR")) if os.environ[name] == "rust"]
+OURS = [side for side, flavour in FLAVOURS.items() if flavour == "rust"]
 SIZE = 8 << 20
 # Within this time a device is gone, however busy it was; and a module that nobody uses can go.
 GONE, UNLOAD = 20, 5
