@@ -324,21 +324,27 @@ fn note_shortage(xprt: &Xprt<Rdma>, lock: &mut SendLock<'_, Rdma>, result: &Resu
     );
 }
 
-/// Prepares for [`SendError::Again`]: the transport is told to wait, and woken when that is over
-/// already (rows C57, C65, C81).
+/// Prepares for [`SendError::Again`] and [`SendError::NoRoom`]: the transport is told to wait, and woken
+/// when that is over already (rows C57, C65, C81).
 fn wait_for_room(
     xprt: &Xprt<Rdma>,
     lock: &SendLock<'_, Rdma>,
     result: Result<(), SendError>,
 ) -> Result<(), SendError> {
-    if let (Err(SendError::Again), Some(conn)) = (&result, &lock.conn) {
-        xprt.wait_for_buffer_space();
-        if conn.has_room() {
+    let Some(conn) = &lock.conn else {
+        return result;
+    };
+    match result {
+        Err(SendError::Again) => {
+            xprt.wait_for_buffer_space();
             conn.region_shortage();
-        } else {
+        }
+        Err(SendError::NoRoom) => {
             xprt.inner().stats.empty_sendctx_q.inc();
+            xprt.wait_for_buffer_space();
             conn.recheck_room();
         }
+        _ => {}
     }
     result
 }

@@ -118,6 +118,8 @@ pub(crate) enum SendError {
     /// To be tried again as soon as possible: after `wait_for_buffer_space`, that is when
     /// `write_space` is called (row C57).
     Again,
+    /// As [`Self::Again`], and what has to come back is room in the send queue.
+    NoRoom,
     /// To be tried again after a quarter of a second (row C58).
     NoBufs,
     /// The header does not fit; the RPC fails (row C58).

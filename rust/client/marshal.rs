@@ -167,7 +167,7 @@ pub(super) fn send(
     stats: &Stats,
 ) -> Result<(), SendError> {
     let pad = conn.pad();
-    let mut tx = conn.reserve().ok_or(SendError::Again)?;
+    let mut tx = conn.reserve().ok_or(SendError::NoRoom)?;
     let slot = rqst.slot();
     let lease = match slot.take() {
         Memory::Home(lease) => lease,
@@ -471,7 +471,7 @@ pub(super) fn send_bc_reply(
 ) -> Result<(), SendError> {
     // CAST: At most 64 KiB.
     let limit = conn.proto().inline().send as usize;
-    let mut tx = conn.reserve().ok_or(SendError::Again)?;
+    let mut tx = conn.reserve().ok_or(SendError::NoRoom)?;
     let (buf, _) = tx.split();
     let limit = limit.min(buf.len());
     let buf = buf.get_mut(..limit).ok_or(SendError::MsgSize)?;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     bindings,
+    rt::module_ref::ModuleRef,
     trace, //
 };
 use core::ptr::NonNull;
@@ -283,6 +284,12 @@ impl Cq {
         unsafe { (&raw mut (*self.raw.as_ptr()).__bindgen_anon_1).cast() }
     }
 
+    /// Whether a queue pair uses it: also one that the device could not destroy.
+    pub(super) fn is_used(&self) -> bool {
+        // SAFETY: By the type invariant; this only looks at the count.
+        unsafe { (&raw const (*self.raw.as_ptr()).usecnt.counter).read_volatile() != 0 }
+    }
+
     /// Waits until the handlers that are running now have returned. Sleeps; not from a handler.
     pub(super) fn flush(&self) {
         // SAFETY: The work item is initialised.
@@ -293,13 +300,15 @@ impl Cq {
 impl Drop for Cq {
     fn drop(&mut self) {
         let raw = self.raw.as_ptr();
-        // SAFETY: By the type invariant; this only looks at the count.
-        let users = unsafe { (&raw const (*raw).usecnt.counter).read_volatile() };
-        if users != 0 {
+        if self.is_used() {
             // The device could not destroy the queue pair, and the RDMA core would not free this
-            // queue. It is leaked, and deaf: no handler follows its context any more.
+            // queue. It is leaked, and deaf: no handler follows its context any more. The RDMA core
+            // goes on to show both with our name, which is in the module.
             pr_err!("a completion queue is leaked: its queue pair was not destroyed\n");
             self._domain.pd().taint();
+            if let Some(module) = ModuleRef::try_get() {
+                module.into_raw();
+            }
             // SAFETY: As in `flush`. The item belongs to a queue of the RDMA core.
             unsafe { bindings::disable_work_sync(self.work()) };
             return;

@@ -289,6 +289,10 @@ impl Connection {
                 CallError::ErrChunk { .. } => "a call that makes no sense, or cannot be answered",
             }
         );
+        if matches!(error, CallError::Drop) {
+            // That there is no memory for a reply now does not matter.
+            return Ok(());
+        }
         let mut reply = self.rdma.reply()?;
         let Some(len) = error.encode(reply.buf(), self.credits) else {
             return Ok(());

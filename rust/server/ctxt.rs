@@ -80,7 +80,8 @@ impl CallCtxt {
     ///
     /// Payload without bytes uses up its chunk, too: results and chunks correspond in order (row
     /// X36). That a chunk is too short is said when the reply is sent, and not here: the service would
-    /// cut its reply off in the middle of the payload, which sunrpc warns of.
+    /// cut its reply off in the middle of the payload, of which sunrpc warns; and pages of a file's cache
+    /// would stay with the thread, which writes later replies to them.
     pub(super) fn result_payload(&mut self, at: u32, len: u32) {
         let number = self.next;
         let Some(slot) = self.slots.get_mut(number) else {

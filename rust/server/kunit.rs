@@ -330,6 +330,28 @@ mod tests {
     }
 
     #[test]
+    fn message_that_is_not_answered_needs_no_room_for_an_answer() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        let mut held = KVec::new();
+        while let Ok(reply) = conn.rdma().reply() {
+            held.push(reply, GFP_KERNEL)?;
+        }
+        assert!(held.len() > 1);
+        for bytes in [message(&[4, 2], &[])?, message(&[3, 0, 0, 0], &[])?] {
+            assert!(fake.receive(&bytes, None));
+            assert!(receive(&conn, &mut rqst)?.is_none());
+        }
+        // One that has to be answered cannot be.
+        assert!(fake.receive(&message(&[9, 0, 0, 0], BODY)?, None));
+        assert!(receive(&conn, &mut rqst).err() == Some(EBUSY));
+        drop(held);
+        assert!(fake.receive(&plain()?, None));
+        assert!(receive(&conn, &mut rqst)?.is_some());
+        assert!(!xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
     fn reply_that_does_not_fit_is_an_error_of_the_call_alone() -> Result {
         let (fake, xprt, mut rqst, conn) = trial()?;
         // Payload that is longer than its chunk, and a reply longer than a message.

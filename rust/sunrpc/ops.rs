@@ -265,7 +265,7 @@ impl SendError {
     pub(crate) fn errno(self) -> Error {
         match self {
             Self::NotConnected => err::enotconn(),
-            Self::Again => EAGAIN,
+            Self::Again | Self::NoRoom => EAGAIN,
             Self::NoBufs => err::enobufs(),
             Self::MsgSize => err::emsgsize(),
             Self::Io => EIO,

@@ -238,7 +238,8 @@ impl<T: ClientTransport> Core<T> {
         unsafe { bindings::xprt_force_disconnect(self.raw()) };
     }
 
-    /// A resource has come back that a Send had failed for with [`super::SendError::Again`].
+    /// A resource has come back that a Send had failed for with [`super::SendError::Again`], or
+    /// room that it had failed for with [`super::SendError::NoRoom`].
     pub(crate) fn write_space(&self) {
         // Pairs with the barrier in `wait_for_buffer_space`: sunrpc looks at its flag without any,
         // and whoever set the flag must see the resource.
@@ -250,8 +251,8 @@ impl<T: ClientTransport> Core<T> {
         }
     }
 
-    /// To be called before a Send fails with [`super::SendError::Again`]; then look at the resource
-    /// again, and call [`Self::write_space`] if it has come back meanwhile (rows C57, C65).
+    /// To be called before a Send fails with either of these; then look at the resource again, and call
+    /// [`Self::write_space`] if it has come back meanwhile (rows C57, C65).
     pub(crate) fn wait_for_buffer_space(&self) {
         // SAFETY: The transport's memory is valid.
         unsafe { bindings::xprt_wait_for_buffer_space(self.raw()) };

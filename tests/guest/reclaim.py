@@ -2,7 +2,8 @@
 """What files are written with does not wait for files to be written (bug class 21).
 
 To free memory the kernel writes files, by RPC too. What a connection needs is made by work items; one
-that asks for memory, and for which the kernel then writes to the server, waits for itself. lockdep
+that asks for memory, and for which the kernel then writes to the server, waits for itself. So does a thread
+of nfsd that has a device which is about to go, if the files are those of a mount over that device. lockdep
 takes note of every allocation that may go that way, as if it took a lock named fs_reclaim, whether
 memory is short or not. So those notes, with the way that led there, are all that is looked at, while
 a connection is made, lost, and made again. Only a kernel with lockdep has them.
@@ -18,7 +19,7 @@ EVENT = f"{INSTANCE}/events/lock/lock_acquire"
 OURS = "rpcrdma_rust"
 DATA = random_bytes(256 << 10)
 # Who mounts may wait for files. That is how it is seen that there are notes at all.
-WHO = 'name == "fs_reclaim" && (comm ~ "kworker*" || comm ~ "mount*" || comm ~ "*rpcrdma*")'
+WHO = 'name == "fs_reclaim" && (comm ~ "kworker*" || comm ~ "mount*" || comm ~ "*rpcrdma*" || comm ~ "*nfsd*")'
 
 
 @contextlib.contextmanager
@@ -40,9 +41,10 @@ def noted(side):
                 ways.append(frames)
 
 
-def workers(ways):
-    """The ways that begin with a work item, of any queue: of the module, or of the RDMA core."""
-    return [frames for frames in ways if any(f.startswith("worker_thread") for f in frames)]
+def theirs(ways):
+    """The ways that begin with a work item, of any queue, or with nfsd, who makes connections and listeners."""
+    return [frames for frames in ways
+            if any(f.startswith(("worker_thread", "svc_", "_svc_", "nfsd")) for f in frames)]
 
 
 def copied(at, name):
@@ -50,7 +52,7 @@ def copied(at, name):
     expect(read_file(f"{at}/reclaim/{name}", direct=True) == DATA, "what was read back differs")
 
 
-with check("work items ask for no memory that file systems have to free", 600):
+with check("work items and nfsd ask for no memory that file systems have to free", 600):
     if not os.path.exists(f"{TRACING}/events/lock/lock_acquire"):
         raise Skip("the kernel has no lockdep")
     sides = {"client": run, "server": on_server}
@@ -70,11 +72,11 @@ with check("work items ask for no memory that file systems have to free", 600):
     expect(connections >= 2, "no connection was made again")
     found = set()
     for name, ways in notes.items():
-        say(f"{len(ways)} notes of the {name}'s machine with the module, {len(workers(ways))} of work items")
-        found |= {"\n".join(frames) for frames in workers(ways)}
+        say(f"{len(ways)} notes of the {name}'s machine with the module, {len(theirs(ways))} of work items and nfsd")
+        found |= {"\n".join(frames) for frames in theirs(ways)}
     # A mount makes its transport in the context of whoever mounts.
     expect(notes["client"], "lockdep has noted nothing of a mount")
     for way in sorted(found):
         say(way + "\n\n")
-    expect(not found, f"{len(found)} ways of work items to file systems")
+    expect(not found, f"{len(found)} ways of work items and nfsd to file systems")
 done()

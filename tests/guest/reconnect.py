@@ -11,7 +11,8 @@ from events import *
 from lib import *
 
 DATA = random_bytes(1 << 20)
-SYSCTL = "/proc/sys/sunrpc/rdma_max_inline_read"
+MAX_REQ_SIZE = "/proc/sys/sunrpc/svc_rdma/max_req_size"
+READ, WRITE = (f"/proc/sys/sunrpc/rdma_max_inline_{way}" for way in ("read", "write"))
 
 
 def ours(kind):
@@ -96,30 +97,34 @@ with server_folder("reconnect"):
             for name, value in before.items():
                 write(f"/proc/sys/sunrpc/{name}", value)
 
-    with check("buffers have the size of the new connection's messages", 200):
-        default = int(read(SYSCTL))
-        try:
-            # From small to large: messages that fill what has been negotiated need larger buffers.
-            write(SYSCTL, "2048\n")
-            with mounted("3", "noac") as at:
-                copied(at, "sizes")
-                write_file(f"{at}/reconnect/small", DATA[:3600])
-                domain = ours("pd")
-                for size in (default, 8192, 2048):
-                    write(SYSCTL, f"{size}\n")
-                    with traced(run) as events:
-                        with server_away():
-                            pass
-                        copied(at, f"sizes{size}")
-                        equal(read_file(f"{at}/reconnect/small", direct=True, block=3600), DATA[:3600],
-                              "a small file")
-                    made = of(events, "xprtrdma_inline_thresh")
-                    equal(len(made), 1, "connections")
-                    wanted = min(size, 4096)
-                    expect(re.search(rf"neg send/recv=\d+/{wanted}\b", made[0]), f"{size}: {made[0]}")
-                    equal(ours("pd"), domain, "protection domain")
-        finally:
-            write(SYSCTL, f"{default}\n")
+    for path, way, pattern in ((READ, "from", r"neg send/recv=\d+/{}\b"), (WRITE, "to", r"neg send/recv={}/\d+\b")):
+        with check(f"buffers have the size of the new connection's messages {way} the server", 300):
+            default, theirs = read(path), on_server(f"cat {MAX_REQ_SIZE}")
+            on_server(f"echo 16384 >{MAX_REQ_SIZE}")
+            try:
+                # From small to large and back: messages that fill what has been negotiated need larger buffers.
+                write(path, "2048\n")
+                with mounted("3", "noac") as at:
+                    copied(at, "sizes")
+                    domain = ours("pd")
+                    for size in (4096, 16384, 2048, 65536, 1024):
+                        write(path, f"{size}\n")
+                        with traced(run) as events:
+                            with server_away():
+                                pass
+                            copied(at, f"sizes{size}")
+                            # Messages that fill what there is: with the data where they fit, and where they do not.
+                            for length in (800, 1800, 3800, 15000):
+                                write_file(f"{at}/reconnect/filled", DATA[:length], direct=True)
+                                equal(read_file(f"{at}/reconnect/filled", direct=True, block=length), DATA[:length],
+                                      f"a file of {length} bytes")
+                        made = of(events, "xprtrdma_inline_thresh")
+                        equal(len(made), 1, "connections")
+                        expect(re.search(pattern.format(min(size, 16384)), made[0]), f"{size}: {made[0]}")
+                        equal(ours("pd"), domain, "protection domain")
+            finally:
+                write(path, default)
+                on_server(f"echo {theirs.strip()} >{MAX_REQ_SIZE}")
 
     with check("the device goes while there is no connection", 200), mounted("3", "noac") as at:
         copied(at, "device")

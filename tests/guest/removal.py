@@ -22,7 +22,7 @@ TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 1
 ROUNDS = max(TIMES, 3)
 # In the rounds it is the module of one side that goes: ours.
 OURS = [side for side, flavour in FLAVOURS.items() if flavour == "rust"]
-SIZE = 8 << 20
+SIZE = 8 << 20 if SLOWNESS == 1 else 2 << 20
 # Within this time a device is gone, however busy it was; and a module that nobody uses can go.
 GONE, UNLOAD = 20, 5
 SETTLE = f"""
@@ -54,19 +54,22 @@ KINDS = {
 # lets go of a packet when it has it, from its next start on.
 LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
 SIDES = {"client": lambda text: run("sh", "-c", text), "server": on_server}
-# Writes a file and reads it back, again and again; one number for each round.
+# Writes a file and reads it back, again and again, by direct I/O or through the page cache; one number for
+# each round.
 LOAD = """
 import mmap, os, sys
-path, size = sys.argv[1], int(sys.argv[2])
+path, size, direct = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "direct"
 rounds = 0
 room = mmap.mmap(-1, 1 << 20)
 while not os.path.exists("/tmp/enough"):
     rounds += 1
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_DIRECT, 0o644)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | direct * os.O_DIRECT, 0o644)
     for at in range(0, size, 1 << 20):
         room[:] = (b"%08d" % (rounds * 1000 + (at >> 20))) * (1 << 17)
         os.pwritev(fd, [room], at)
     os.fsync(fd)
+    # What is read comes from the server.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     for at in range(0, size, 1 << 20):
         os.preadv(fd, [room], at)
         if room[:] != (b"%08d" % (rounds * 1000 + (at >> 20))) * (1 << 17):
@@ -77,16 +80,16 @@ while not os.path.exists("/tmp/enough"):
 
 
 class Loads:
-    """Two jobs that work on files of a mount until they are told that it is enough."""
+    """Two jobs, one of them with direct I/O, that work on files of a mount until that is enough."""
 
     def __init__(self, at):
         run("rm", "-f", "/tmp/enough")
         self.logs = [f"/tmp/load-{n}" for n in range(2)]
         self.jobs = []
-        for n, name in enumerate(self.logs):
+        for n, (name, way) in enumerate(zip(self.logs, ("direct", "buffered"))):
             with open(name, "w") as log:
                 self.jobs.append(subprocess.Popen(
-                    [sys.executable, "-c", LOAD, f"{at}/load-{n}", str(SIZE)],
+                    [sys.executable, "-c", LOAD, f"{at}/load-{n}", str(SIZE), way],
                     stdout=log, stderr=subprocess.STDOUT))
 
     def rounds(self):
@@ -166,7 +169,7 @@ def leave(where, command):
     if where == "server":
         command("nfsd-down")
     count = f"grep -qx 0 /sys/module/{module}/refcnt"
-    took = timed(command, f"for n in $(seq 200); do {count} && break; sleep 0.1; done; "
+    took = timed(command, f"for n in $(seq {20 * UNLOAD * SLOWNESS}); do {count} && break; sleep 0.1; done; "
                           f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit")
     left = command("rdma resource show qp; rdma resource show mr; rdma resource show cm_id")
     equal([line for line in left.splitlines() if f"[{module}]" in line], [], "RDMA objects")
@@ -261,7 +264,7 @@ def round_of(number, vers, where, command, base):
     way = (back, away)[(number + (where == "client")) % 2]
     begun = time.monotonic()
     # Without a device a hard mount's last calls would wait for one, with the transport, after the mount has gone.
-    soft = f"soft,timeo={50 * SLOWNESS},retrans=1" if where == "client" and way is away else ""
+    soft = f"soft,timeo={50 if SLOWNESS == 1 else 100},retrans=1" if where == "client" and way is away else ""
     mount(vers, soft)
     loads = Loads("/mnt/a")
     try:

@@ -157,11 +157,21 @@ def work(at, name):
     equal(len([n for n in os.listdir(f"{at}/serves") if n.startswith(name + "-")]), 20, "links")
 
 
+def agreed():
+    """Credits and sizes of messages that our client has for its connection, which follow from both ends' settings."""
+    slots, *ours = [int(read(CLIENT[name])) for name in ("slot_table_entries", "max_inline_write", "max_inline_read")]
+    granted, size = shown("max_requests"), shown("max_req_size")
+    return {"credits": f"{min(slots, granted)}/{slots}", "inline": "/".join(str(min(n, size)) for n in ours)}
+
+
 def all_at_once(count):
     with server_folder("serves") as folder, mounted("4.2") as at:
         with concurrent.futures.ThreadPoolExecutor(count) as pool:
             list(pool.map(lambda n: work(at, f"w{n}"), range(count)))
         equal(xprt_stats(at)["connect_count"], 1, "connections made")
+        if FLAVOURS["client"] == "rust":
+            found, wanted = connections("server", read(CONNECTIONS)), agreed()
+            equal([{name: words[name] for name in wanted} for words in found], [wanted], "what was agreed on")
         wanted = {f"w{n}": sha(random_bytes(300001, len(f"w{n}"))) for n in range(count)}
         equal(server_sums(folder + " && find . -type l -delete"), wanted, "sums")
 

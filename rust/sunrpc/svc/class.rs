@@ -210,7 +210,8 @@ unsafe extern "C" fn create<T: ServerTransport>(
         }
         Ok(newborn.publish(Kind::Listener(listener)))
     };
-    create().unwrap_or_else(|e| e.to_ptr())
+    // The removal of a device may wait for what has it here, and file systems for that.
+    queue::without_fs(create).unwrap_or_else(|e| e.to_ptr())
 }
 
 /// Rows S16 to S28.
@@ -227,26 +228,29 @@ unsafe extern "C" fn accept<T: ServerTransport>(
         return core::ptr::null_mut();
     };
     xprt.core.clear(bindings::XPT_CONN);
-    let (pending, more) = T::next(listener);
-    if more {
-        xprt.core.set(bindings::XPT_CONN);
-    }
-    let Some(pending) = pending else {
-        return core::ptr::null_mut();
-    };
-    let (remote, _) = T::addresses(&pending);
-    let by_device = T::by_device(&pending);
-    // SAFETY: As above.
-    let made = unsafe { accept_one::<T>(raw, pending) };
-    made.unwrap_or_else(|e| {
-        say!(
-            pr_warn,
-            "a connection of client {}{} is not accepted: {:?}\n",
-            remote.text(),
-            by_device,
-            e
-        );
-        core::ptr::null_mut()
+    // As in `create`.
+    queue::without_fs(|| {
+        let (pending, more) = T::next(listener);
+        if more {
+            xprt.core.set(bindings::XPT_CONN);
+        }
+        let Some(pending) = pending else {
+            return core::ptr::null_mut();
+        };
+        let (remote, _) = T::addresses(&pending);
+        let by_device = T::by_device(&pending);
+        // SAFETY: As above.
+        let made = unsafe { accept_one::<T>(raw, pending) };
+        made.unwrap_or_else(|e| {
+            say!(
+                pr_warn,
+                "a connection of client {}{} is not accepted: {:?}\n",
+                remote.text(),
+                by_device,
+                e
+            );
+            core::ptr::null_mut()
+        })
     })
 }
 
