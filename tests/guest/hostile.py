@@ -450,6 +450,17 @@ def sessions():
         equal(proxy.errors, [], "errors of the server's thread")
 
 
+def deadly():
+    """What the NFS client does not survive, by whatever transport: only asked for by name."""
+    with check("a callback of NFSv4.0 by a connection of v4.1 (Documentation/upstream-findings.md)"), \
+            mounted("4.0"), through_proxy("4.1"):
+        # No tag, minor version 0, numbers of clients of v4.0, no operations.
+        for client in range(4):
+            proxy.order(lambda: proxy.connection.send(backward(0xcb000000 + client, 0, 0, client, 0)))
+        time.sleep(2)
+        fetch(700)
+
+
 def silence():
     """A server that does not answer any more."""
     with check("a soft mount fails in time"), through_proxy(extra="soft"):
@@ -724,8 +735,8 @@ for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (useless, 100), 
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
-for group in (sessions, silence, spent, given_up, unposted, early):
-    if not sys.argv[1:] or group.__name__ in sys.argv[1:]:
+for group in (sessions, silence, spent, given_up, unposted, early, deadly):
+    if group.__name__ in sys.argv[1:] or not sys.argv[1:] and group != deadly:
         group()
 
 with check("nothing is left over"):

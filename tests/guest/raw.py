@@ -276,6 +276,29 @@ with check("an attribute of NFSv4.2 has its own value, however it is cut"), \
                f"{got.count(b'A')} bytes of a former WRITE")
     session.end()
 
+# A READ of NFSv4 is answered with pages of the file's cache. A service that is told in the middle of that
+# that they cannot be sent takes the reply back, but not the pages, and writes what comes next to them.
+with check("a file is what it was behind a READ that did not fit into its Write chunk"), \
+        server_folder("kept") as folder, connection() as peer, one_thread():
+    on_server(f"cd {folder}; head -c {8 * PAGE} /dev/zero | tr '\\0' A >file; mkdir many; cd many; "
+              f"seq -f 'a-name-that-takes-some-room-%g' 300 | xargs touch")
+    before = on_server(f"sha256sum {folder}/file")
+    space = peer.space(16 * PAGE)
+    key, at = space.rkey, space.buf
+    session = Session(peer)
+    path = walk("export", "tmp", "kept", "file")
+    for xid in range(0x2b00, 0x2b08, 2):
+        call = session.call(xid, *path, words(25) + bytes(16) + words(0, 0, 8 * PAGE))
+        peer.send(fixed(xid) + lists((), [[(key, 4, at)]]) + call)
+        peer.recv()
+        # READDIR: names alone, as many as fit into so many pages.
+        call = session.call(xid + 1, *walk("export", "tmp", "kept", "many"),
+                            words(26, 0, 0, 0, 0, 8 * PAGE, 8 * PAGE, 0))
+        peer.send(fixed(xid + 1) + lists((), (), [(key, 16 * PAGE, at)]) + call)
+        peer.recv()
+    session.end()
+    equal(on_server(f"sha256sum {folder}/file"), before, "sum of the file")
+
 with check("chunks that are not needed come back empty, the Reply chunk not at all"), connection() as peer:
     space = peer.space(256)
     key, at = space.rkey, space.buf

@@ -182,9 +182,11 @@ def hang_up(connection, call):
     connection.disconnect()
 
 
-def backward(xid):
-    """A CB_NULL call."""
-    return header(xid) + words(0, 0, 0) + words(xid, 0, 2, 0x40000000, 1, 0, 0, 0, 0, 0)
+def backward(xid, *compound):
+    """A CB_NULL call, or CB_COMPOUND with these words, by AUTH_SYS."""
+    credential = (1, 20, 0, 0, 0, 0, 0) if compound else (0, 0)
+    return header(xid) + words(0, 0, 0) + words(xid, 0, 2, 0x40000000, 1, int(bool(compound)), *credential, 0, 0,
+                                                *compound)
 
 
 def segment(**fields):
