@@ -328,7 +328,7 @@ impl<S: Service> Tenant for Shared<S> {
 /// made by [`ServerConn::accept`] with this context.
 unsafe extern "C" fn qp_event<S: Service>(event: *mut bindings::ib_event, context: *mut c_void) {
     // SAFETY: The queue pair is destroyed before the last reference is dropped; if the device cannot
-    // do that, one reference is never dropped.
+    // do that, it forgets this handler.
     let shared = unsafe { &*context.cast::<Shared<S>>() };
     // SAFETY: The event is valid for the call.
     let kind = unsafe { (*event).event };
@@ -578,18 +578,22 @@ impl<S: Service> ServerConn<S> {
             // SAFETY: The queue pair is drained, and the operations of others are not in use.
             unsafe { shared.release_lost(qp, send_cq) };
         }
-        // SAFETY: Nobody uses the queue pair, and nobody else writes the field.
-        unsafe {
+        // SAFETY: The identifier is valid; nobody uses its queue pair.
+        let raw = unsafe {
             let raw = (*id).qp;
             if !raw.is_null() {
-                // A device that fails to destroy it may go on to tell of it.
-                (&raw mut (*raw).registered_event_handler).write_volatile(None);
                 bindings::rdma_destroy_qp(id);
             }
-        }
-        if self.cqs.as_ref().is_some_and(|(cq, _)| cq.is_used()) {
-            // It failed to, and may be telling of it just now.
-            core::mem::forget(self.shared.clone());
+            raw
+        };
+        if !raw.is_null() && self.cqs.as_ref().is_some_and(|(cq, _)| cq.is_used()) {
+            // The device could not destroy it, and may go on to tell of it. Handlers that run now, in
+            // interrupts, have returned behind this; a driver that calls them in threads is not waited for.
+            // SAFETY: A queue pair that uses a completion queue has not been freed.
+            unsafe {
+                (&raw mut (*raw).registered_event_handler).write_volatile(None);
+                bindings::synchronize_rcu();
+            }
         }
         // No handler runs when this is done.
         self.cqs = None;
