@@ -351,7 +351,7 @@ fn place(
     match reply.body {
         ReplyBody::Msg { writes, inline, .. } => {
             let placed = writes.unwrap_or(0);
-            let filled = rqst.fill(inline, placed);
+            let filled = rqst.fill(inline, placed)?;
             if filled.copied != 0 {
                 trace::xprtrdma_fixup(|| {
                     let view = rqst.reply();

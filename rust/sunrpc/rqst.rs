@@ -342,19 +342,24 @@ impl<T: ClientTransport> PinnedRqst<T> {
     /// XDR padding. What does not fit is left out, and not counted.
     ///
     /// A reduced reply with a shorter head than the upper layer had guessed (an NFSv3 READ result
-    /// without attributes) shortens the head, so that the decoder looks for the payload where it is.
-    pub(crate) fn fill(&mut self, inline: &[u8], ddp: u32) -> Filled {
+    /// without attributes) shortens the head, so that the decoder looks for the payload where it is. One
+    /// with a longer head is `None`: the decoder would take payload for results. (Payload comes last, so no
+    /// more than its padding can be behind the head.)
+    pub(crate) fn fill(&mut self, inline: &[u8], ddp: u32) -> Option<Filled> {
         let rqst = self.raw();
         // SAFETY: The request is pinned and claimed: nobody else uses its reply buffers now, except
         // that a sender may look at their lengths.
         let head = unsafe { (*rqst).rq_rcv_buf.head[0] };
         let in_head = head.iov_len.min(inline.len());
+        if ddp != 0 && inline.len().saturating_sub(in_head) > 3 {
+            return None;
+        }
         if ddp != 0 && in_head < head.iov_len {
             self.head_len.get_or_insert(head.iov_len);
             self.set_head_len(in_head);
         }
         let Some((first, rest)) = inline.split_at_checked(in_head) else {
-            return Filled { copied: 0, len: 0 };
+            return Some(Filled { copied: 0, len: 0 });
         };
         if !head.iov_base.is_null() {
             // SAFETY: The head has at least `first.len()` bytes; they are in the slot's receive
@@ -386,7 +391,7 @@ impl<T: ClientTransport> PinnedRqst<T> {
             unsafe { bindings::memcpy(tail.0.byte_add(at), to_tail.as_ptr().cast(), tail.1) };
             len = len.saturating_add(tail.1);
         }
-        Filled { copied, len }
+        Some(Filled { copied, len })
     }
 
     /// Sets the length of the reply's head: to what it was, or less.

@@ -41,6 +41,15 @@ def replies():
         expect(len(of(events, "xprtrdma_wc_li_done")) > 50, "there were hardly any")
 
 
+def crafted():
+    """Reads a file which begins as the results of a READ of four bytes end."""
+    fd = os.open(f"{AT}/{FOLDER}/crafted", os.O_RDONLY | os.O_DIRECT)
+    try:
+        os.preadv(fd, [mmap.mmap(-1, SIZE)], 0)
+    finally:
+        os.close(fd)
+
+
 def fenced(events, completion):
     """The regions for which no such completion came, by task: of those of a call one has it."""
     pending = {}
@@ -84,6 +93,9 @@ def senseless():
     spoiled("a Read list", changes(reads=[(0, 1, 2, 3)]), fails=1, bad=1)
     spoiled("two Write chunks", changes(writes=lambda r, c: r.writes * 2), fails=1, bad=1)
     spoiled("a segment too much", changes(writes=lambda r, c: [r.writes[0] * 2]), fails=1, bad=1)
+    spoiled("a longer verifier, which the decoder finds the results behind: in the payload",
+            changes(body=lambda r, c: r.body[:12] + words(0, 12) + bytes(12) + r.body[20:]), action=crafted,
+            fails=1, bad=1)
     spoiled("a Write chunk without segments, and no data", changes(writes=[[]]), fails=1, bad=0)
     spoiled("1000 segments announced",
             raw(lambda c: header(c.xid) + words(0, 1, 1000) + bytes(64)), fails=1, bad=1)
@@ -724,6 +736,8 @@ def early():
 for name in (SIZE, SIZE + 1, 700, 1500, 3500):
     with through_proxy():
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
+with through_proxy():
+    write_file(f"{AT}/{FOLDER}/crafted", words(4, 1, 4) + content(SIZE)[12:])
 # Where a timeout would hide that the client does not notice something, there is none.
 for group, timeo in ((replies, 20), (keys, 600), (endings, 20), (useless, 100), (rules, 600),
                      (negotiation, 20), (callbacks, 20), (credits, 600)):
