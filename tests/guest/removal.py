@@ -80,7 +80,8 @@ while not os.path.exists("/tmp/enough"):
 
 
 class Loads:
-    """Two jobs, one of them with direct I/O, that work on files of a mount until that is enough."""
+    """Two jobs, one of them with direct I/O, that work on files of a mount until that is enough. The other one's
+    fsync sleeps for as long as there is no server: who starts them has to be patient()."""
 
     def __init__(self, at):
         run("rm", "-f", "/tmp/enough")
@@ -185,7 +186,7 @@ def come_back(where, command):
 def removals(vers, where, kinds):
     command = SIDES[where]
     with check(f"v{vers}, {where}, {TIMES} times under load: {', '.join(kinds)}",
-               240 + 40 * TIMES * len(kinds)), mounted(vers) as at:
+               240 + 40 * TIMES * len(kinds)), patient(150), mounted(vers) as at:
         loads = Loads(at)
         try:
             time.sleep(2)
@@ -290,7 +291,8 @@ def round_of(number, vers, where, command, base):
 
 
 def rounds(vers, where):
-    with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 150 * ROUNDS):
+    with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 150 * ROUNDS), \
+            patient(150):
         with mounted(vers) as at:
             os.listdir(at)
         base = {side: in_use(there) for side, there in SIDES.items()}
