@@ -188,7 +188,7 @@ fn are_of<P: Protocol>(mrs: &mut Stack<MrCtx<P>>, inner: &Arc<Inner<P>>) -> bool
 fn add<'a, P: Protocol>(
     mrs: &mut Stack<MrCtx<P>>,
     mr: Mr<P>,
-    regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+    regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
     access: Access,
     tag: u32,
 ) -> Result<Handle> {

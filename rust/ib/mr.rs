@@ -115,7 +115,7 @@ impl<P: Protocol> MrCtx<P> {
     /// registers them: see [`RawMr::map`].
     pub(super) fn map<'a>(
         &mut self,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
         access: Access,
         tag: u32,
     ) -> Result<Handle> {

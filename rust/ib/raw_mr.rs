@@ -171,10 +171,33 @@ impl RawMr {
     /// `tag` becomes the upper half of the address (row W16). An error leaves nothing mapped.
     pub(super) fn map<'a>(
         &mut self,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
         access: Access,
         tag: u32,
     ) -> Result<Handle> {
+        // CAST: At most a few hundred.
+        let mut most = self.sg.len() as u32;
+        let before = regions.clone();
+        loop {
+            match self.map_some(regions, most, access, tag) {
+                // Each time there are fewer.
+                Err(Unmapped::Bent(fit)) if fit < most => most = fit,
+                Err(Unmapped::Bent(_)) => return Err(EIO),
+                Err(Unmapped::Failed(e)) => return Err(e),
+                Ok(handle) => return Ok(handle),
+            }
+            regions.clone_from(&before);
+        }
+    }
+
+    /// Maps at most so many of `regions`.
+    fn map_some<'a>(
+        &mut self,
+        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        most: u32,
+        access: Access,
+        tag: u32,
+    ) -> Result<Handle, Unmapped> {
         let mut nents = 0u32;
         let mut held = None;
         let mut end = 0u32;
@@ -183,7 +206,8 @@ impl RawMr {
             let fits = |region: &Region<'a>| {
                 let adjoins = page_offset(end) == 0 && page_offset(region.offset()) == 0;
                 // Passing ones come last, or the next memory region takes them.
-                nents == 0 || (gaps || adjoins) && (held.is_none() || region.is_passing())
+                nents == 0
+                    || nents < most && (gaps || adjoins) && (held.is_none() || region.is_passing())
             };
             // Not `next_if`, which has a way to panic.
             let Some(region) = regions.peek().filter(|region| fits(region)) else {
@@ -206,7 +230,7 @@ impl RawMr {
         self.nents = nents;
         self.held = held.unwrap_or(nents);
         if nents == 0 {
-            return Err(EINVAL);
+            return Err(Unmapped::Failed(EINVAL));
         }
         let dir = access.direction();
         // SAFETY: The lease keeps the device; `nents` entries were set.
@@ -227,7 +251,7 @@ impl RawMr {
             });
             self.release();
             // What maps memory has no room for it now.
-            return Err(err::enobufs());
+            return Err(Unmapped::Failed(err::enobufs()));
         }
         // INVARIANT: Just mapped.
         self.mapped = Some(dir);
@@ -250,7 +274,11 @@ impl RawMr {
                 (id, addr, dir, pages, mapped)
             });
             self.unmap();
-            return Err(EIO);
+            return Err(match u32::try_from(pages) {
+                // A bounce buffer keeps no offsets in a page: the next piece does not adjoin there.
+                Ok(fit) if fit != 0 && u32::try_from(mapped) == Ok(nents) => Unmapped::Bent(fit),
+                _ => Unmapped::Failed(EIO),
+            });
         }
         // SAFETY: By the type invariant; nobody else uses the region while `self` is borrowed. The
         // low byte of the key is ours to choose: a new one, so that an old key does not match
@@ -324,6 +352,13 @@ impl Drop for RawMr {
         }
         self.take_back();
     }
+}
+
+/// Why memory could not be mapped. Nothing is.
+enum Unmapped {
+    Failed(Error),
+    /// Only so many pieces are in one row as the device sees them: at least one, and not all.
+    Bent(u32),
 }
 
 /// Allocation without reclaim and without a word in the log: callers fall back.

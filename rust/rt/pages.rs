@@ -98,7 +98,7 @@ pub(crate) unsafe trait Lease: Send + 'static {
     /// Names a part of the memory.
     type Part<'a>;
     /// The pieces of a part.
-    type Regions<'l>: Iterator<Item = Region<'l>>;
+    type Regions<'l>: Iterator<Item = Region<'l>> + Clone;
 
     /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not
     /// this value's.

@@ -307,6 +307,7 @@ impl Parts {
 }
 
 /// The pieces of a message: see [`XdrView::regions`].
+#[derive(Clone)]
 pub(crate) struct Regions<'a> {
     view: XdrView<'a>,
     /// Bytes to go through, for each part; 0 when it is finished or not wanted.

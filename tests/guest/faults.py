@@ -508,6 +508,18 @@ def bounced(at):
         for name in range(3):
             write_file(f"{at}/faults/b{name}", data, direct=name != 1)
             expect(read_file(f"{at}/faults/b{name}", direct=name != 1) == data, "what is read differs")
+        # Parts of pages are elsewhere in other pages.
+        for size, at_page in ((5000, 0), (70000, 0), (8192, 512), (1 << 20, 2048), (6000, 3072)):
+            fd = os.open(f"{at}/faults/bent", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+            try:
+                room = memoryview(mmap.mmap(-1, at_page + size + 4096))[at_page:at_page + size]
+                room[:] = data[:size]
+                equal(os.pwritev(fd, [room], 0), size, "bytes written")
+                room[:] = bytes(size)
+                equal(os.preadv(fd, [room], 0), size, "bytes read")
+                expect(room == data[:size], f"what is read of {size} bytes differs")
+            finally:
+                os.close(fd)
         for n in range(300):
             write_file(f"{at}/faults/{'n' * 100}{n}", b"x" * n)
         equal(len([n for n in os.listdir(f"{at}/faults") if n.startswith("nnn")]), 300, "names")

@@ -4,7 +4,8 @@
  *
  *   fail=VERB SKIP TIMES   let SKIP calls of a verb by the kernel pass, then TIMES calls fail
  *   fail=memory SKIP TIMES the same with allocations that the code between `text` makes itself
- *   bounce=1               DMA goes through other memory: what is not synced or unmapped is not seen
+ *   bounce=1               DMA goes through other memory: what is not synced or unmapped is not seen, and
+ *                          offsets in a page are others, as with swiotlb
  *   max_qp_wr=N            the device says that its queues are that long
  *   event=N                the owner of the newest queue pair is told of an asynchronous event
  *   error=1                the newest queue pair fails
@@ -417,7 +418,9 @@ static void copy(const struct mapping *m, size_t offset, size_t size, bool to_de
 static dma_addr_t map_phys(struct device *d, phys_addr_t phys, size_t size, enum dma_data_direction dir,
 			   unsigned long attrs)
 {
-	unsigned int offset = offset_in_page(phys);
+	/* Less than a page begins at one slot or another, the rest with a page. */
+	static unsigned int slot;
+	unsigned int offset = size < PAGE_SIZE ? 2048 * (slot++ % 2) : 0;
 	struct mapping *m;
 	unsigned long flags;
 
