@@ -190,7 +190,7 @@ with check("an address of the server that goes takes its connections along"):
     try:
         with connection() as stays:
             good(stays)
-            before, peer = connections(), Peer(server=other)
+            before, peer = server_connections(), Peer(server=other)
             good(peer)
             on_server(f"ip addr del {other}/24 dev $NETDEV")
             is_closed(before)

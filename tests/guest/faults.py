@@ -92,7 +92,7 @@ def posting():
         with check(f"{name} cannot be posted: no reply, and the connection ends"), \
                 nothing_left(on_server, "what is in use"), \
                 shows(on_server, {"svcrdma_sq_post_err": [not_posted]}):
-            before, peer = connections(), Peer()
+            before, peer = server_connections(), Peer()
             good(peer)
             rkey, addr = peer.memory(message)
             fail(on_server, verb)
@@ -106,7 +106,7 @@ def posting():
                 nothing_left(on_server, "what is in use"), \
                 shows(on_server, {"svcrdma_send_err": [WHO + "xid=0x0000001f status=-12"],
                                   "svcrdma_sq_post_err": [not_posted]}, "sunrpc/svc_send") as events:
-            before, peer = connections(), Peer()
+            before, peer = server_connections(), Peer()
             good(peer)
             space = peer.space(64)
             key, at = space.rkey, space.buf
@@ -122,7 +122,7 @@ def posting():
     with check("a client that takes no replies, and its queue pair fails: all that is posted is flushed"), \
             nothing_left(on_server, "what is in use"):
         with traced(on_server) as events:
-            before, peer = connections(), Peer(receives=0, retry=7, rnr_retry=7)
+            before, peer = server_connections(), Peer(receives=0, retry=7, rnr_retry=7)
             rkey, addr = peer.memory(message)
             space = peer.space(64)
             key, at = space.rkey, space.buf
@@ -160,7 +160,7 @@ def posting():
             nothing_left(on_server, "what is in use"), \
             shows(on_server, {"svcrdma_qp_error": [rf"{WHO}dev={RDMA}0 event={name}$" for name in
                                                    (r"SQ_DRAINED \(5\)", r"QP_FATAL \(1\)")]}):
-        before, peer = connections(), Peer()
+        before, peer = server_connections(), Peer()
         good(peer)
         # IB_EVENT_SQ_DRAINED is none, IB_EVENT_QP_FATAL is one.
         shell(on_server, f"echo 5 >{PARAMETERS}/event")
@@ -230,7 +230,7 @@ def memory():
         outcomes = collections.Counter()
         missing = []
         for place in range(16):
-            before = connections()
+            before = server_connections()
             with traced(on_server, only=["svcrdma_rwctx_empty"]) as events, connection() as peer:
                 rkey, addr = peer.memory(message)
                 space = peer.space(64)
@@ -587,7 +587,7 @@ def mapping():
         with check(f"memory for RDMA Reads cannot be mapped, {skip}: no reply, and the connection ends"), \
                 nothing_left(on_server, "what is in use"):
             with traced(on_server) as events:
-                before, peer = connections(), Peer()
+                before, peer = server_connections(), Peer()
                 good(peer)
                 rkey, addr = peer.memory(message)
                 fail(on_server, "map", skip)

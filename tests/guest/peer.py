@@ -193,7 +193,7 @@ def ends(peer):
     raise Failed("the connection is still there")
 
 
-def connections():
+def server_connections():
     """Queue pairs of the server, without that of the connection manager, and ours if we are on its machine."""
     lines = on_server("rdma resource show qp").splitlines()
     return sum(" type RC " in line and " pid " not in line for line in lines)
@@ -201,7 +201,7 @@ def connections():
 
 def is_closed(before):
     """The server has this many connections again: one that waits would not notice that by itself."""
-    wait_for(lambda: connections() == before, 30, "the server has closed the connection")
+    wait_for(lambda: server_connections() == before, 30, "the server has closed the connection")
 
 
 def silent(peer, seconds=1):

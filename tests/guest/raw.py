@@ -400,19 +400,19 @@ with check("twenty connections that end without a word"):
         peer.send(fixed(40) + lists() + null(40))
     for peer in peers:
         peer.close()
-    wait_for(lambda: connections() == 0, 60, "the connections are gone")
+    wait_for(lambda: server_connections() == 0, 60, "the connections are gone")
 
 with check("a peer that takes no replies is given up, one that is silent is not", 150):
     if RDMA == "siw":
         raise Skip("iWARP never waits for a Receive: a message without one ends the connection")
     with connection() as idle:
         good(idle)
-        before = connections()
+        before = server_connections()
         # The server's device is asked to try again for ever.
         stuck = Peer(receives=0, retry=7, rnr_retry=7)
         stuck.send(fixed(60) + lists() + null(60))
-        equal(connections(), before + 1, "connections with the new one")
-        wait_for(lambda: connections() == before, 60, "the connection of the stuck peer is gone")
+        equal(server_connections(), before + 1, "connections with the new one")
+        wait_for(lambda: server_connections() == before, 60, "the connection of the stuck peer is gone")
         time.sleep(25)
         good(idle)
     stuck.close()
@@ -423,7 +423,7 @@ with check("peers that vanish are noticed within a minute", 150):
         good(peer)
     link("down", "client")
     try:
-        wait_for(lambda: connections() == 0, 60, "the connections are gone")
+        wait_for(lambda: server_connections() == 0, 60, "the connections are gone")
     finally:
         link("up", "client")
     for peer in peers:
