@@ -106,6 +106,7 @@ impl Drop for Memory {
     }
 }
 
+#[derive(Clone)]
 pub(super) struct Pages<'l> {
     buf: &'l KBuf,
     pieces: &'static [(u32, u32)],
