@@ -123,21 +123,25 @@ def posting():
             nothing_left(on_server, "what is in use"):
         with traced(on_server) as events:
             before, peer = server_connections(), Peer(receives=0, retry=7, rnr_retry=7)
+            known(peer)
             rkey, addr = peer.memory(message)
             space = peer.space(64)
             key, at = space.rkey, space.buf
             # A Send that waits for a Receive, and behind it a Write with a Send, and a Read.
             peer.send(fixed(60) + lists() + null(60))
             peer.send(fixed(61) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 40, at)]) + null(61))
+            reads = "cat /proc/sys/sunrpc/svc_rdma/rdma_stat_read"
+            posted = on_server(reads)
             peer.send(fixed(62, NOMSG) + lists([(0, rkey, 40, addr)]))
-            time.sleep(2 * SLOWNESS)
+            wait_for(lambda: on_server(reads) != posted, 30, "a Read is about to be posted")
+            time.sleep(SLOWNESS)
             shell(on_server, f"echo 1 >{PARAMETERS}/error")
             is_closed(before)
             peer.close()
         flushed = r"status=WR_FLUSH_ERR \(5/"
         shown(events, {"svcrdma_wc_send_flush": [flushed] * 2, "svcrdma_wc_write_flush": [flushed],
-                       "svcrdma_wc_read_flush": [flushed], "svcrdma_wc_send": [], "svcrdma_wc_read": []})
-        for posted, *ended in (("svcrdma_post_send", "svcrdma_wc_send_flush"),
+                       "svcrdma_wc_read_flush": [flushed], "svcrdma_wc_send": ["cid="], "svcrdma_wc_read": []})
+        for posted, *ended in (("svcrdma_post_send", "svcrdma_wc_send", "svcrdma_wc_send_flush"),
                                ("svcrdma_post_reply_chunk", "svcrdma_wc_write_flush"),
                                ("svcrdma_post_read_chunk", "svcrdma_wc_read_flush"),
                                ("svcrdma_post_recv", "svcrdma_wc_recv", "svcrdma_wc_recv_flush")):
@@ -177,6 +181,7 @@ def small_queue():
         shell(on_server, f"echo 64 >{PARAMETERS}/max_qp_wr")
         try:
             with connection() as peer:
+                known(peer)
                 message = null(40, 99)
                 rkey, addr = peer.memory(message + bytes(200))
                 for count, kind in ((20, MSG), (100, ERROR), (20, MSG)):
