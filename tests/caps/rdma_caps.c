@@ -35,7 +35,7 @@ MODULE_PARM_DESC(fail_posts, "so many calls of ib_post_send fail");
 
 static int fail_maps;
 module_param(fail_maps, int, 0644);
-MODULE_PARM_DESC(fail_maps, "so many regions are mapped in part only");
+MODULE_PARM_DESC(fail_maps, "so many regions cannot be mapped");
 
 static struct ib_device *target;
 static struct ib_device_attr attrs;
@@ -146,7 +146,7 @@ static int map_mr_sg(struct ib_mr *mr, struct scatterlist *sg, int nents, unsign
 
 	if (READ_ONCE(fail_maps) > 0) {
 		WRITE_ONCE(fail_maps, fail_maps - 1);
-		return ops.map_mr_sg(mr, sg, nents - 1, offset);
+		return -EINVAL;
 	}
 	if (merge && pages_of(sg) > mr->device->attrs.max_fast_reg_page_list_len) {
 		pr_info_once("rdma_caps: a list that is too long once it is merged\n");
