@@ -42,7 +42,7 @@ def replies():
 
 
 def crafted():
-    """Reads a file which begins as the results of a READ of four bytes end."""
+    """Reads the file that begins as the results of a READ of four bytes end."""
     fd = os.open(f"{AT}/{FOLDER}/crafted", os.O_RDONLY | os.O_DIRECT)
     try:
         os.preadv(fd, [mmap.mmap(-1, SIZE)], 0)
