@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * What bindgen reads for the module's own bindings: the sunrpc and RDMA headers. Types that the
- * kernel crate has bound already are taken from there (see scripts/bindings and rust/bindings.rs).
+ * kernel crate has bound already are taken from there (see scripts/known-types and rust/bindings.rs).
  */
 #ifndef RPCRDMA_RUST_BINDINGS_HELPER_H
 #define RPCRDMA_RUST_BINDINGS_HELPER_H
@@ -14,12 +14,9 @@
 #include <linux/highmem.h>
 #include <linux/inet.h>
 #include <linux/jiffies.h>
-#include <linux/llist.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/net.h>
-#include <linux/pci-p2pdma.h>
-#include <linux/percpu_counter.h>
 #include <linux/sched/mm.h>
 #include <linux/scatterlist.h>
 #include <linux/seq_file.h>
@@ -59,17 +56,8 @@
  * and that value is the one it finds. Kbuild strips the prefix.
  */
 const unsigned long CONST_HELPER_HZ = HZ;
-const long CONST_HELPER_MAX_SCHEDULE_TIMEOUT = MAX_SCHEDULE_TIMEOUT;
 const unsigned int CONST_HELPER_IPPROTO_MAX = IPPROTO_MAX;
-const size_t CONST_HELPER_XDR_UNIT = XDR_UNIT;
-const size_t CONST_HELPER_SMP_CACHE_BYTES = SMP_CACHE_BYTES;
 
-const gfp_t CONST_HELPER_GFP_NOFS = GFP_NOFS;
 const gfp_t CONST_HELPER_GFP_NOIO = GFP_NOIO;
-const gfp_t CONST_HELPER___GFP_ACCOUNT = __GFP_ACCOUNT;
-const gfp_t CONST_HELPER___GFP_MEMALLOC = __GFP_MEMALLOC;
-const gfp_t CONST_HELPER___GFP_NOMEMALLOC = __GFP_NOMEMALLOC;
-const gfp_t CONST_HELPER___GFP_NORETRY = __GFP_NORETRY;
-const gfp_t CONST_HELPER___GFP_RETRY_MAYFAIL = __GFP_RETRY_MAYFAIL;
 
 #endif

@@ -11,7 +11,6 @@ macro_rules! errno {
     ($($(#[$doc:meta])* $name:ident = $value:ident;)*) => {
         $(
             $(#[$doc])*
-            #[allow(dead_code)]
             #[inline]
             pub(crate) fn $name() -> Error {
                 // CAST: Error numbers are below 4096.
@@ -28,44 +27,28 @@ errno! {
     eproto = EPROTO;
     /// Message too long.
     emsgsize = EMSGSIZE;
-    /// Protocol not supported.
-    eprotonosupport = EPROTONOSUPPORT;
     /// Operation not supported.
     eopnotsupp = EOPNOTSUPP;
     /// Address family not supported.
     eafnosupport = EAFNOSUPPORT;
     /// Address already in use.
     eaddrinuse = EADDRINUSE;
-    /// Cannot assign requested address.
-    eaddrnotavail = EADDRNOTAVAIL;
     /// Network is down.
     enetdown = ENETDOWN;
     /// Network is unreachable.
     enetunreach = ENETUNREACH;
-    /// Connection dropped by the network.
-    enetreset = ENETRESET;
     /// Connection aborted.
     econnaborted = ECONNABORTED;
     /// Connection reset by the peer.
     econnreset = ECONNRESET;
     /// No buffer space available.
     enobufs = ENOBUFS;
-    /// Already connected.
-    eisconn = EISCONN;
     /// Not connected.
     enotconn = ENOTCONN;
-    /// Shut down.
-    eshutdown = ESHUTDOWN;
     /// Timed out.
     etimedout = ETIMEDOUT;
     /// Connection refused.
     econnrefused = ECONNREFUSED;
-    /// Host is down.
-    ehostdown = EHOSTDOWN;
     /// No route to host.
     ehostunreach = EHOSTUNREACH;
-    /// Operation already in progress.
-    ealready = EALREADY;
-    /// Operation now in progress.
-    einprogress = EINPROGRESS;
 }
