@@ -6,8 +6,8 @@
 //! wire            headers and chunk lists: pure functions over bytes
 //! rt              small wrappers of kernel facilities
 //! ib, sunrpc      safe RDMA connections, safe RPC transports
-//! trace           the tracepoints, which all but wire may call
-//! client          the RPC client transport, in safe Rust, on top of all of these
+//! trace           the tracepoints, for all of these but wire and rt
+//! client, server  the RPC transports, in safe Rust, on top of all of these
 //! ```
 
 #![crate_name = "rpcrdma_rust"]
@@ -53,12 +53,12 @@ impl kernel::InPlaceModule for RpcRdma {
             queue: unsafe { rt::queue::ModuleQueue::new(c"rpcrdma_rust") }?,
             // SAFETY: The module is initialised once.
             devices <- unsafe { ib::Client::new(c"rpcrdma_rust") },
-            // Row M17: this is.
+            // Without them no server: they are part of its interface (row M17).
             _server_tunables: server::register_tunables()?,
             server: sunrpc::SvcRegistration::new()?,
             class: sunrpc::register_client::<client::Rdma>()?,
             backchannel: sunrpc::register_bc::<server::RdmaServer>()?,
-            // Row M17: not there is not fatal.
+            // The client does without (row M17).
             tunables: client::register_tunables().ok(),
             // The last: nothing can fail behind it. Who has a file open keeps the module, but for a module
             // that fails to load.

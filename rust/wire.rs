@@ -48,8 +48,8 @@
 //! [`CallError::ErrVers`]); or it is well formed. Limits are arguments ([`Limits`], [`CallLimits`]),
 //! never constants.
 //!
-//! Row names such as W43 or C36 refer to the list of behaviours that this transport shares with the
-//! C transport; they also name the tests.
+//! Row names such as W43 or C36 are those of `Documentation/parity.md`, the list of behaviours that this
+//! transport shares with the C transport; they also name the tests.
 
 #![forbid(unsafe_code)]
 
@@ -133,7 +133,6 @@ pub use self::reply::{
     ReplyError, //
 };
 pub use self::sizes::{
-    fits_inline,
     header_bytes,
     usable_recv,
     usable_send,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The counters of a transport: the last fields of its line in `mountstats` (section 3.13).
+//! The counters of a transport: the last fields of its line in `mountstats`.
 
 use crate::sunrpc::ClientStats;
 use kernel::{

@@ -158,7 +158,8 @@ impl Events {
         }
     }
 
-    /// Rows C108a to C108k.
+    /// What the connection manager says: the outcome of a step, or that the connection has ended. The handler's
+    /// context, which may sleep (rows C108a to C108k).
     fn event(&self, event: &bindings::rdma_cm_event) {
         use bindings::*;
 

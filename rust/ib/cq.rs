@@ -18,6 +18,7 @@ use crate::{
 use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
+    pr_err_once,
     prelude::*,
     sync::Arc,
     types::Opaque, //
@@ -304,7 +305,7 @@ impl Drop for Cq {
             // The device could not destroy the queue pair, and the RDMA core would not free this
             // queue. It is leaked, and deaf: no handler follows its context any more. The RDMA core
             // goes on to show both with our name, which is in the module.
-            pr_err!("a completion queue is leaked: its queue pair was not destroyed\n");
+            pr_err_once!("a completion queue is leaked: its queue pair was not destroyed\n");
             self._domain.pd().taint();
             if let Some(module) = ModuleRef::try_get() {
                 module.into_raw();

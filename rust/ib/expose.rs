@@ -55,6 +55,7 @@ use core::{
     ptr::NonNull, //
 };
 use kernel::{
+    pr_warn_once,
     prelude::*,
     sync::{
         atomic::{
@@ -366,7 +367,7 @@ impl<P: Protocol> Drop for Exposed<P> {
         // never given back, so what it keeps is leaked rather than used twice.
         let inner = first.inner.clone();
         mrs.push(first);
-        pr_warn!("memory of a request was abandoned while a peer could reach it\n");
+        pr_warn_once!("memory of a request was abandoned while a peer could reach it\n");
         inner.orphan(mrs);
     }
 }

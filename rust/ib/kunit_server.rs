@@ -529,6 +529,48 @@ mod tests {
     }
 
     #[test]
+    fn loss_is_told_by_whatever_means_that_there_is_no_connection() -> Result {
+        for (event, why) in [
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_DISCONNECTED,
+                Some(Lost::Disconnected),
+            ),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_UNREACHABLE,
+                Some(Lost::Disconnected),
+            ),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_CONNECT_ERROR,
+                Some(Lost::Disconnected),
+            ),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_REJECTED,
+                Some(Lost::Disconnected),
+            ),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_ADDR_CHANGE,
+                Some(Lost::AddressChange),
+            ),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_DEVICE_REMOVAL,
+                Some(Lost::DeviceRemoved),
+            ),
+            (bindings::rdma_cm_event_type_RDMA_CM_EVENT_ESTABLISHED, None),
+            (
+                bindings::rdma_cm_event_type_RDMA_CM_EVENT_TIMEWAIT_EXIT,
+                None,
+            ),
+        ] {
+            let (_fake, seen, _, conn) = server()?;
+            // SAFETY: The identifier is that of the connection.
+            unsafe { happens(conn.incoming.id.as_ptr(), event) };
+            assert!(seen.lock().why == why);
+            assert_eq!(seen.lock().lost, usize::from(why.is_some()));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn removal_of_the_device_waits_for_the_last_message() -> Result {
         let (fake, seen, _, conn) = server()?;
         seen.lock().keep = true;

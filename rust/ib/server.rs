@@ -320,7 +320,7 @@ impl<S: Service> Tenant for Shared<S> {
     }
 }
 
-/// Rows S23 and X37.
+/// What the device has to say of the queue pair: an error ends the connection (rows S23, X37).
 ///
 /// # Safety
 ///

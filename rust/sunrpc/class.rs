@@ -36,10 +36,10 @@ use kernel::{
     types::ScopeGuard, //
 };
 
-/// Row C8, in jiffies.
+/// How long calls wait for rpcbind, in jiffies (row C8).
 const BIND_TIMEOUT: usize = 60 * bindings::HZ;
 
-/// Row C10, in jiffies.
+/// After how long without calls a connection is closed, in jiffies (row C10).
 const IDLE_TIMEOUT: usize = 300 * bindings::HZ;
 
 /// What a new transport is to be like.

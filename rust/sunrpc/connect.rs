@@ -78,7 +78,8 @@ fn backoff<T: ClientTransport>(core: &Core<T>) -> usize {
     apart.saturating_sub(since)
 }
 
-/// Row C104.
+/// `->connect`: has the connect worker make a connection, now or later (see [`backoff`]). The task waits on
+/// `pending` with `XPRT_CONNECTING` set, and gives its lock to the worker. Does not sleep (row C104).
 ///
 /// # Safety
 ///

@@ -120,7 +120,8 @@ pub(super) unsafe extern "C" fn release_xprt(
     }
 }
 
-/// Row C26.
+/// `->alloc_slot`: a slot for the task; or it waits in the backlog, with `EAGAIN` in `tk_status`. Does not sleep
+/// (row C26).
 ///
 /// # Safety
 ///
@@ -138,7 +139,8 @@ unsafe extern "C" fn alloc_slot<T: ClientTransport>(
     unsafe { xprt.own.pool.allocate(raw, task) };
 }
 
-/// Row C28.
+/// `->free_slot`: whoever has waited longest in the backlog has the slot next, else the pool. Does not sleep
+/// (row C28).
 ///
 /// # Safety
 ///
@@ -168,7 +170,8 @@ unsafe fn of_task<'a, T: ClientTransport>(
     }
 }
 
-/// Row C32.
+/// `->buf_alloc`: the buffers for call and reply, those of the slot unless they are too small. May sleep, in a
+/// task's context. 0, `EIO` if the slot's memory is lost, or `ENOMEM` (row C32).
 ///
 /// # Safety
 ///
@@ -274,7 +277,9 @@ impl SendError {
     }
 }
 
-/// Rows C54 to C63, B7.
+/// `->send_request`: sends a call, or the reply to a callback, by the connection there is. `XPRT_LOCKED` is held;
+/// may sleep. 0 also if the task was failed here; `ENOTCONN` when the connection is closed; `EAGAIN`, `ENOBUFS`
+/// and `EBADSLT` as [`SendError`] says (rows C54 to C63, B7).
 ///
 /// # Safety
 ///
@@ -390,7 +395,8 @@ fn refuse_page<T: ClientTransport>(xprt: &Xprt<T>) -> SendError {
     SendError::Io
 }
 
-/// Row C110.
+/// Ends the connection, and tells sunrpc: calls that wait for replies are sent again by the next one. Sleeps
+/// until the device has let go (row C110).
 ///
 /// # Safety
 ///
@@ -405,7 +411,8 @@ unsafe fn close_locked<T: ClientTransport>(xprt: &Xprt<T>, closing: Closing) {
     unsafe { bindings::xprt_disconnect_done(xprt.raw()) };
 }
 
-/// Row C110.
+/// `->close`: for a disconnect that somebody has asked for, the idle timer, and the end of the transport.
+/// `XPRT_LOCKED` is held; sleeps (row C110).
 ///
 /// # Safety
 ///
@@ -441,7 +448,8 @@ unsafe extern "C" fn timer<T: ClientTransport>(
     xprt.force_disconnect();
 }
 
-/// Row C21.
+/// `->set_connect_timeout`: only ever shortens what there is, in jiffies. Takes the transport lock; does not
+/// sleep (row C21).
 ///
 /// # Safety
 ///
@@ -489,14 +497,14 @@ unsafe extern "C" fn enable_swap<T: ClientTransport>(raw: *mut bindings::rpc_xpr
     err::eopnotsupp().to_errno()
 }
 
-/// Row C120.
+/// `->disable_swap`: nothing, as nothing was enabled (row C120).
 ///
 /// # Safety
 ///
 /// None.
 unsafe extern "C" fn disable_swap(_raw: *mut bindings::rpc_xprt) {}
 
-/// Row C118.
+/// `->inject_disconnect`, of fault injection: has sunrpc close the connection. Does not sleep (row C118).
 ///
 /// # Safety
 ///

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The transport's line in `/proc/self/mountstats` (rows C121 to C123).
+//! The transport's line in `/proc/self/mountstats` (rows C121, C122).
 
 use super::{
     xprt::Xprt,

@@ -22,7 +22,7 @@ use kernel::{
     types::ScopeGuard, //
 };
 
-/// Rows C11, C12, B13.
+/// How long a call waits for its reply, in jiffies: the same each time (rows C11, C12, B13).
 pub(super) static TIMEOUT: bindings::rpc_timeout = bindings::rpc_timeout {
     to_initval: 60 * bindings::HZ,
     to_maxval: 60 * bindings::HZ,

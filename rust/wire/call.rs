@@ -198,7 +198,7 @@ fn short(msg: &[u8], error: WireError) -> CallError {
     }
 }
 
-/// Rows W33 and W34.
+/// How many Read segments, at which positions, and of how many bytes there may be (rows W33, W34).
 fn check_reads(reads: &ReadSegments<'_>, limits: &CallLimits) -> Result<(), WireError> {
     match u32::try_from(reads.len()) {
         Ok(count) if count <= limits.max_segs => {}
@@ -220,7 +220,7 @@ fn check_reads(reads: &ReadSegments<'_>, limits: &CallLimits) -> Result<(), Wire
     Ok(())
 }
 
-/// Row W35.
+/// How many segments a Write or Reply chunk may have (row W35).
 fn check_chunk(chunk: &Chunk<'_>, limits: &CallLimits) -> Result<(), WireError> {
     match u32::try_from(chunk.segments().len()) {
         Ok(0) if !limits.empty_chunks => Err(WireError::BadChunk),

@@ -32,7 +32,7 @@ pub const fn xdr_pad(len: u32) -> u32 {
 ///
 /// The header is taken to be a full Read list and a Write list of one chunk with one segment. No
 /// other header that goes with inline arguments is longer, unless it has a full Read list *and* a
-/// longer second list; [`fits_inline`] is the check against the header as it is.
+/// longer second list; then what does not fit is found when the message is put together.
 pub const fn usable_send(inline_send: u32, max_segs: u32) -> Option<u32> {
     const EMPTY: u32 = HDR_MIN as u32 + WORD + SEGMENT as u32 + WORD;
     match add_mul(EMPTY, READ_ENTRY as u32, max_segs) {
@@ -69,14 +69,5 @@ pub const fn header_bytes(reads: u32, chunk_segs: u32) -> Option<u32> {
     match lists.checked_add(2 * WORD) {
         Some(bytes) => add_mul(bytes, SEGMENT as u32, chunk_segs),
         None => None,
-    }
-}
-
-/// Whether a header and an inline body make a message that the peer has room for.
-#[inline]
-pub const fn fits_inline(header: u32, body: u32, inline_send: u32) -> bool {
-    match header.checked_add(body) {
-        Some(bytes) => bytes <= inline_send,
-        None => false,
     }
 }

@@ -189,6 +189,12 @@ static int post_send(struct ib_qp *qp, const struct ib_send_wr *first,
 			*bad = wr;
 			return -EINVAL;
 		}
+		if (wr->opcode == IB_WR_SEND_WITH_INV &&
+		    !(max->device_cap_flags & IB_DEVICE_MEM_MGT_EXTENSIONS)) {
+			refuse("a Send with Invalidate");
+			*bad = wr;
+			return -EINVAL;
+		}
 	}
 	return ops.post_send(qp, first, bad);
 }

@@ -12,6 +12,7 @@ from shim import *
 
 ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR = range(4)
 CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED = range(6, 10)
+ADDR_CHANGE = 14
 # It is of no interest to somebody who connects.
 IGNORED = 15
 STALE, CONSUMER = 10, 28
@@ -23,6 +24,7 @@ ENDINGS = {
     "a server that cannot be reached": (ESTABLISHED, UNREACHABLE, -110, errno.EHOSTUNREACH, 0),
     "a server that knows an older connection": (ESTABLISHED, REJECTED, STALE, errno.ENOTCONN, 0),
     "a server that refuses": (ESTABLISHED, REJECTED, CONSUMER, errno.ECONNREFUSED, 0),
+    "a change of our address": (ESTABLISHED, ADDR_CHANGE, 0, errno.ENOTCONN, 0),
     "no word of the address": (ADDR_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
     "no word of the route": (ROUTE_RESOLVED, IGNORED, 0, errno.ETIMEDOUT, 5),
     "no word of the server": (ESTABLISHED, IGNORED, 0, errno.EHOSTUNREACH, 30),

@@ -35,6 +35,20 @@ with check("a plain call"), connection() as peer:
     with shows(on_server, {"svcrdma_send_pullup": [r"hdr=28 msg=24 \(total 52\)"]}):
         good(peer)
 
+with check("a call that comes again by another connection is answered again, not executed"):
+    def mkdir(xid):
+        with connection() as peer:
+            # No mode, owner, size or times.
+            peer.send(fixed(xid) + lists() + nfs3(xid, 9, ROOT, b"once") + words(0, 0, 0, 0, 0, 0))
+            return answer(peer, xid)
+    try:
+        first = mkdir(0xd0c)
+        equal(first[:28], accepted(0xd0c) + words(0), "answer")
+        equal(mkdir(0xd0c), first, "answer to the same")
+        equal(mkdir(0xd0d)[:28], accepted(0xd0d) + words(17), "answer to another call, for what is there")
+    finally:
+        on_server(f"rmdir {EXPORT}/once")
+
 with check("credits 0 and 2^32-1"), connection() as peer:
     for credits in (0, 0xffffffff):
         peer.send(fixed(5, credits=credits) + lists() + null(5))

@@ -178,4 +178,5 @@ with server_folder("reconnect"):
         say(f"delays in jiffies: {delays}")
         expect(3 <= len(delays) <= 9, f"{len(delays)} attempts in a minute")
         expect(delays[-1] > delays[2] > delays[1] == 0, "the delay does not grow")
+        expect(max(delays) <= 15 * HZ, "attempts are more than 15 s apart")
 done()

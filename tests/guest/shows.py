@@ -108,6 +108,21 @@ with server_folder("stats") as folder:
         per_write = float(re.search(r"(?m)^write: .*\n +\S+ +\S+ +(\S+)", told)[1])
         # With what is around the payload.
         expect(1024 < per_write < 1026, told)
+    with check("mountstats: how long the transport has been idle, how many calls were under way"), \
+            mounted("3", "noac") as at:
+        before = xprt_stats(at)
+        for _ in range(20):
+            os.statvfs(at)
+        after = xprt_stats(at)
+        # Each call counts what is under way when it is sent, and what waits for a slot.
+        grown = {name: after[name] - before[name] for name in ("sends", "req_u", "bklog_u")}
+        say(grown)
+        expect(20 <= grown["sends"] <= grown["req_u"] <= 2 * grown["sends"], "calls under way")
+        equal(grown["bklog_u"], 0, "calls that wait for a slot")
+        expect(after["idle_time"] <= 1 * SLOWNESS, f"idle for {after['idle_time']} s")
+        time.sleep(4)
+        idle = xprt_stats(at)["idle_time"]
+        expect(3 <= idle <= 5 * SLOWNESS, f"idle for {idle} s after four seconds")
     with check("mountstats: small I/O counts as pull-up, not as chunks"), mounted("4.2") as at:
         before = xprt_stats(at)
         write_file(f"{at}/stats/small", b"x" * 1000, direct=True)
@@ -194,7 +209,7 @@ with server_folder("stats"), check("sysctls changed under a mount: it goes on, o
     equal(xprt_stats(at)["connect_count"], 1, "connections made")
 
 with check("calls that have to wait for a slot go on as soon as there is one", 200):
-    path, took = "/proc/sys/sunrpc/rdma_slot_table_entries", []
+    path, took, waited = "/proc/sys/sunrpc/rdma_slot_table_entries", [], []
     try:
         for slots in (128, 4):
             write(path, f"{slots}\n")
@@ -202,11 +217,14 @@ with check("calls that have to wait for a slot go on as soon as there is one", 2
                 begun = time.monotonic()
                 list(pool.map(lambda n: [os.statvfs(at) for _ in range(40)], range(16)))
                 took.append(time.monotonic() - begun)
+                waited.append(xprt_stats(at)["bklog_u"])
     finally:
         write(path, "128\n")
     say(f"640 calls of 16 processes: {took[0]:.1f} s with 128 slots, {took[1]:.1f} s with 4")
     # With a quarter of a second for each call that finds none: 10 s more, or almost.
     expect(took[1] < 2 * took[0] + 3, "that took too long")
+    say(f"calls that waited for a slot, added up: {waited}")
+    expect(waited[0] == 0 < waited[1], "mountstats: calls that wait for a slot")
 
 with check("/proc/mounts shows proto=rdma and the port"), mounted("4.2") as at:
     line, = [l for l in read("/proc/mounts").splitlines() if f" {at} " in l]

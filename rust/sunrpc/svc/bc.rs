@@ -97,7 +97,8 @@ impl<T: ServerTransport> Vtable<T> {
     };
 }
 
-/// Rows B13, B14.
+/// `->setup` of the class for callbacks: a client's transport over a server's connection, or an error pointer.
+/// `EAGAIN` if somebody else has made one meanwhile. May sleep (rows B13, B14).
 ///
 /// # Safety
 ///
@@ -160,7 +161,8 @@ unsafe fn create<T: ServerTransport>(
     Ok(new.dismiss())
 }
 
-/// Rows B16 and X7: one buffer for call and reply.
+/// `->buf_alloc`: one buffer for call and reply. May sleep. 0, `EINVAL` for calls of more than a page, or `ENOMEM`
+/// (rows B16, X7).
 ///
 /// # Safety
 ///
@@ -195,7 +197,8 @@ unsafe extern "C" fn buf_free(task: *mut bindings::rpc_task) {
     unsafe { bindings::kfree((*(*task).tk_rqstp).rq_buffer) };
 }
 
-/// Row B17.
+/// `->send_request`: sends a callback by the server's connection. May sleep. 0 also if the task was failed here;
+/// `ENOTCONN` with the connection closed; `ENOBUFS` while it is being closed (row B17).
 ///
 /// # Safety
 ///
@@ -293,7 +296,8 @@ pub(super) unsafe fn present(svc: *mut bindings::svc_xprt) -> bool {
     !unsafe { (&raw const (*svc).xpt_bc_xprt).read_volatile() }.is_null()
 }
 
-/// Rows B20, X6: the connection has gone.
+/// `->close`: the connection has gone. Callbacks that wait for replies end; one credit is left. Does not sleep
+/// (rows B20, X6).
 ///
 /// # Safety
 ///
@@ -318,7 +322,7 @@ unsafe extern "C" fn destroy(raw: *mut bindings::rpc_xprt) {
     }
 }
 
-/// Row X4.
+/// `->inject_disconnect`, of fault injection: has the service close the connection. Does not sleep (row X4).
 ///
 /// # Safety
 ///

@@ -173,7 +173,7 @@ impl<T: ServerTransport> Drop for Newborn<T> {
     }
 }
 
-/// Rows S10 to S15.
+/// `->xpo_create`: a listener on the address, or an error pointer. Sleeps, under nfsd's mutex (rows S10 to S15).
 ///
 /// # Safety
 ///
@@ -214,7 +214,8 @@ unsafe extern "C" fn create<T: ServerTransport>(
     queue::without_fs(create).unwrap_or_else(|e| e.to_ptr())
 }
 
-/// Rows S16 to S28.
+/// `->xpo_accept`: takes up one request for a connection; null if there was none, or it failed. Sleeps, in a
+/// thread of the service that has marked the listener busy (rows S16 to S28).
 ///
 /// # Safety
 ///
@@ -292,7 +293,7 @@ unsafe fn accept_one<T: ServerTransport>(
     Ok(newborn.publish(Kind::Conn(conn)))
 }
 
-/// Row S68.
+/// `->xpo_has_wspace`: whether a thread is to be woken for this transport. In any context (row S68).
 ///
 /// # Safety
 ///
@@ -304,7 +305,8 @@ unsafe extern "C" fn has_wspace(raw: *mut bindings::svc_xprt) -> c_int {
     c_int::from(core.has_room())
 }
 
-/// Rows S33 to S39.
+/// `->xpo_recvfrom`: the length of a call that is complete, 0 if there is none yet, or an error with the
+/// connection closed. May sleep, for memory (rows S33 to S39).
 ///
 /// # Safety
 ///
@@ -363,7 +365,8 @@ unsafe extern "C" fn recvfrom<T: ServerTransport>(rqstp: *mut bindings::svc_rqst
     }
 }
 
-/// Row S59.
+/// `->xpo_sendto`: posts the reply, or an error in its place; 0, or `ENOTCONN` with the connection closed. May
+/// sleep, for memory (row S59).
 ///
 /// # Safety
 ///
@@ -404,7 +407,8 @@ unsafe extern "C" fn sendto<T: ServerTransport>(rqstp: *mut bindings::svc_rqst) 
     }
 }
 
-/// Rows S52 to S54.
+/// `->xpo_result_payload`: so many bytes of the reply, from there on, may go by a Write chunk. Does not sleep
+/// (rows S52 to S54).
 ///
 /// # Safety
 ///
@@ -421,7 +425,7 @@ unsafe extern "C" fn result_payload<T: ServerTransport>(
     0
 }
 
-/// Row S38.
+/// `->xpo_release_ctxt`: takes back what [`recvfrom`] has made for a call. Does not sleep (row S38).
 ///
 /// # Safety
 ///
@@ -442,7 +446,7 @@ unsafe extern "C" fn release_ctxt<T: ServerTransport>(
     }
 }
 
-/// Row S73.
+/// `->xpo_detach`: no more messages, no more requests for connections. Sleeps (row S73).
 ///
 /// # Safety
 ///
@@ -461,7 +465,7 @@ unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     });
 }
 
-/// Row S74.
+/// `->xpo_free`: the last reference is gone. Sleeps until the device has let go (row S74).
 ///
 /// # Safety
 ///
