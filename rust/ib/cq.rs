@@ -2,14 +2,7 @@
 
 //! Completion queues, and the way from a completion to its owner.
 
-use super::{
-    conn::Protocol,
-    domain::Domain,
-    inner::{
-        Cx,
-        Inner, //
-    }, //
-};
+use super::domain::Domain;
 use crate::{
     bindings,
     rt::module_ref::ModuleRef,
@@ -115,17 +108,10 @@ impl WcOk<'_> {
 pub(super) struct Cqe(Opaque<bindings::ib_cqe>);
 
 impl Cqe {
-    /// A completion entry whose completions go to `T`.
-    pub(super) fn new<P: Protocol, T: Completed<P>>() -> Self {
+    /// A completion entry whose completions go to `T`, of queues whose context is an `X`.
+    pub(super) fn new<X, T: Completed<X>>() -> Self {
         Self(Opaque::new(bindings::ib_cqe {
-            done: Some(trampoline::<P, T>),
-        }))
-    }
-
-    /// As [`Self::new`], for a queue made by [`Cq::with_context`].
-    pub(super) fn in_context<X, T: CompletedIn<X>>() -> Self {
-        Self(Opaque::new(bindings::ib_cqe {
-            done: Some(trampoline_in::<X, T>),
+            done: Some(trampoline::<X, T>),
         }))
     }
 
@@ -135,40 +121,27 @@ impl Cqe {
     }
 }
 
-/// Types that contain the [`Cqe`] of a work request.
+/// Types that contain the [`Cqe`] of a work request, for completion queues whose context is an `X`: what all
+/// handlers of a connection share.
 ///
 /// # Safety
 ///
-/// The type is `repr(C)` and its first field is a [`Cqe`] made for this type.
-pub(super) unsafe trait Completed<P: Protocol>: Sized {
+/// The type is `repr(C)` and its first field is a [`Cqe`] made for this type and `X`.
+pub(super) unsafe trait Completed<X>: Sized {
     /// Takes a completion. Runs in the completion queue's work item, one at a time per queue.
     ///
     /// # Safety
     ///
     /// `this` is the object whose entry a work request carried, and this is the completion of that
     /// work request. Work requests with this entry were posted as the type's own rules say.
-    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>);
-}
-
-/// As [`Completed`], for completion queues whose context is an `X`.
-///
-/// # Safety
-///
-/// As for [`Completed`].
-pub(super) unsafe trait CompletedIn<X>: Sized {
-    /// Takes a completion. Runs in the completion queue's work item, one at a time per queue.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Completed::completed`].
-    unsafe fn completed_in(this: NonNull<Self>, cx: &X, wc: Wc<'_>);
+    unsafe fn completed(this: NonNull<Self>, cx: &X, wc: Wc<'_>);
 }
 
 /// # Safety
 ///
-/// Called by the RDMA core with a completion queue made by [`Cq::with_context`] for the same `X`,
-/// and the completion of a work request that carried the entry of a `T`.
-unsafe extern "C" fn trampoline_in<X, T: CompletedIn<X>>(
+/// Called by the RDMA core with a completion queue made by [`Cq::new`] for the same `X`, and the
+/// completion of a work request that carried the entry of a `T`.
+unsafe extern "C" fn trampoline<X, T: Completed<X>>(
     cq: *mut bindings::ib_cq,
     wc: *mut bindings::ib_wc,
 ) {
@@ -179,35 +152,12 @@ unsafe extern "C" fn trampoline_in<X, T: CompletedIn<X>>(
     let Some(this) = NonNull::new(cqe.cast::<T>()) else {
         return;
     };
-    // SAFETY: `Cq::with_context` stored an `X`, which outlives the queue.
+    // SAFETY: `Cq::new` stored an `X`, which outlives the queue.
     let cx = unsafe { &*(*cq).cq_context.cast::<X>() };
     // INVARIANT: The queue stays for this call.
     let wc = Wc(wc, cq);
-    // SAFETY: `this` by the promise of `CompletedIn`: the entry is the first field of the `T`.
-    unsafe { T::completed_in(this, cx, wc) };
-}
-
-/// # Safety
-///
-/// Called by the RDMA core with a completion queue made by [`Cq::new`] for the same `P`, and the
-/// completion of a work request that carried the entry of a `T`.
-unsafe extern "C" fn trampoline<P: Protocol, T: Completed<P>>(
-    cq: *mut bindings::ib_cq,
-    wc: *mut bindings::ib_wc,
-) {
-    // SAFETY: The completion is valid for the call.
-    let wc = unsafe { &*wc };
-    // SAFETY: Work requests of this module carry an entry, never a number.
-    let cqe = unsafe { wc.__bindgen_anon_1.wr_cqe };
-    let Some(this) = NonNull::new(cqe.cast::<T>()) else {
-        return;
-    };
-    // SAFETY: `Cq::new` stored an `Inner<P>`, which outlives the queue.
-    let inner = unsafe { &*(*cq).cq_context.cast::<Inner<P>>() };
-    // INVARIANT: The queue stays for this call.
-    let wc = Wc(wc, cq);
     // SAFETY: `this` by the promise of `Completed`: the entry is the first field of the `T`.
-    unsafe { T::completed(this, &Cx::new(inner), wc) };
+    unsafe { T::completed(this, cx, wc) };
 }
 
 /// A completion queue that is polled by a work item of the RDMA core.
@@ -227,30 +177,12 @@ unsafe impl Send for Cq {}
 unsafe impl Sync for Cq {}
 
 impl Cq {
-    /// Makes a queue with room for `depth` completions. Sleeps.
-    ///
-    /// # Safety
-    ///
-    /// `inner` stays valid until the queue was dropped.
-    pub(super) unsafe fn new<P: Protocol>(
-        domain: &Arc<Domain>,
-        inner: *const Inner<P>,
-        depth: u32,
-    ) -> Result<Self> {
-        // SAFETY: As the caller promises.
-        unsafe { Self::with_context(domain, inner, depth) }
-    }
-
-    /// As [`Self::new`], for entries made by [`Cqe::in_context`] with the same `X`.
+    /// Makes a queue with room for `depth` completions, for entries made with the same `X`. Sleeps.
     ///
     /// # Safety
     ///
     /// `cx` stays valid until the queue was dropped.
-    pub(super) unsafe fn with_context<X>(
-        domain: &Arc<Domain>,
-        cx: *const X,
-        depth: u32,
-    ) -> Result<Self> {
+    pub(super) unsafe fn new<X>(domain: &Arc<Domain>, cx: *const X, depth: u32) -> Result<Self> {
         // SAFETY: The lease keeps the device. The name lives for ever.
         let raw = from_err_ptr(unsafe {
             bindings::__ib_alloc_cq_any(

@@ -89,11 +89,11 @@ struct ErrEntry {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<P: Protocol> Completed<P> for ErrEntry {
-    unsafe fn completed(_this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+unsafe impl<P: Protocol> Completed<Inner<P>> for ErrEntry {
+    unsafe fn completed(_this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
         trace::xprtrdma_wc_send(|| (wc.traced(), wc.cid(trace::UNKNOWN)));
         if let Err(e) = wc.ok() {
-            cx.inner().completion_failed(e);
+            inner.completion_failed(e);
         }
     }
 }
@@ -151,7 +151,7 @@ impl<P: Protocol> Inner<P> {
             // INVARIANT: There is no queue pair.
             pin_init!(Self {
                 err_entry: ErrEntry {
-                    cqe: Cqe::new::<P, ErrEntry>(),
+                    cqe: Cqe::new::<Self, ErrEntry>(),
                 },
                 closed: AtomicFlag::new(false),
                 phase: Atomic::new(phase::CONNECTING),

@@ -81,7 +81,7 @@ impl<P: Protocol> MrCtx<P> {
     ) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
-                cqe: Cqe::new::<P, Self>(),
+                cqe: Cqe::new::<Inner<P>, Self>(),
                 reg: pin_init::zeroed(),
                 inv: pin_init::zeroed(),
                 raw,
@@ -144,9 +144,9 @@ impl<P: Protocol> MrCtx<P> {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
+unsafe impl<P: Protocol> Completed<Inner<P>> for MrCtx<P> {
     /// The last `LOCAL_INV` of a chain completed: see `super::expose` for who posted it.
-    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+    unsafe fn completed(this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
         // SAFETY: The context is alive until its completion, and whoever posted does not touch it
         // before that; `sync` was set before posting.
         let sync = unsafe { (*this.as_ptr()).sync };
@@ -161,12 +161,12 @@ unsafe impl<P: Protocol> Completed<P> for MrCtx<P> {
         }
         trace::xprtrdma_wc_li_done(|| (wc.traced(), wc.cid(id())));
         // SAFETY: `Cx::invalidate` has passed it to `fence`.
-        unsafe { cx.inner().unfence(this) };
+        unsafe { inner.unfence(this) };
         // SAFETY: `Cx::invalidate` leaked the box.
         let this = unsafe { KBox::from_raw(this.as_ptr()) };
-        super::expose::invalidated(this, cx, wc);
+        super::expose::invalidated(this, &Cx::new(inner), wc);
         // The message that was put aside is back.
-        cx.inner().post_free_receives();
+        inner.post_free_receives();
     }
 }
 

@@ -19,7 +19,7 @@ mod traced;
 
 use super::{
     cq::{
-        CompletedIn,
+        Completed,
         Cqe,
         Wc, //
     },
@@ -28,7 +28,6 @@ use super::{
         DmaBuf, //
     },
     server::{
-        Entry,
         ServerConn,
         Service,
         Shared, //
@@ -143,7 +142,7 @@ impl<S: Service> Op<S> {
         };
         Ok(KBox::new(
             Self {
-                cqe: Self::entry(),
+                cqe: Cqe::new::<Shared<S>, Self>(),
                 send: pin_init::zeroed(),
                 sge: pin_init::zeroed(),
                 buf,
@@ -338,8 +337,8 @@ impl<S: Service> Op<S> {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<S: Service> CompletedIn<Shared<S>> for Op<S> {
-    unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+unsafe impl<S: Service> Completed<Shared<S>> for Op<S> {
+    unsafe fn completed(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
         let qp = shared.qp();
         if qp.is_null() {
             // `Shared::release_lost` has it: no device completes anything after it was drained.

@@ -23,14 +23,13 @@
 
 use super::{
     cq::{
-        CompletedIn,
+        Completed,
         Cqe,
         Wc, //
     },
     device::Link,
     passive::PeerEvents,
     server::{
-        Entry,
         Service,
         Shared, //
     },
@@ -83,7 +82,7 @@ impl Life {
     /// For a new connection.
     pub(super) fn new<S: Service>() -> Self {
         Self {
-            cqe: <Self as Entry<S>>::entry(),
+            cqe: Cqe::new::<Shared<S>, Self>(),
             probing: AtomicFlag::new(false),
             heard: AtomicFlag::new(false),
             sent: AtomicFlag::new(false),
@@ -109,8 +108,8 @@ fn note(flag: &AtomicFlag) {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<S: Service> CompletedIn<Shared<S>> for Life {
-    unsafe fn completed_in(_this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+unsafe impl<S: Service> Completed<Shared<S>> for Life {
+    unsafe fn completed(_this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
         match wc.ok() {
             Ok(_) => shared.life.note_sent(),
             Err(e) => shared.completion_failed(e),

@@ -77,7 +77,7 @@ impl<P: Protocol> RxBuf<P> {
     fn new(inner: &Arc<Inner<P>>, number: u32, buf: DmaBuf) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
-                cqe: Cqe::new::<P, Self>(),
+                cqe: Cqe::new::<Inner<P>, Self>(),
                 mem: RxMem::new(buf),
                 number,
                 invalidated: None,
@@ -96,18 +96,19 @@ impl<P: Protocol> RxBuf<P> {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<P: Protocol> Completed<P> for RxBuf<P> {
-    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+unsafe impl<P: Protocol> Completed<Inner<P>> for RxBuf<P> {
+    unsafe fn completed(this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
         // SAFETY: `Inner::post_free_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         this.posted = false;
         trace::xprtrdma_wc_receive(|| (wc.traced(), wc.cid(this.number)));
-        let inner = cx.inner();
         match wc.message() {
             Ok(wc) => {
                 this.mem.filled(wc.byte_len());
                 this.invalidated = wc.invalidated_rkey();
-                inner.proto().receive(cx, RxMsg(ManuallyDrop::new(this)));
+                inner
+                    .proto()
+                    .receive(&Cx::new(inner), RxMsg(ManuallyDrop::new(this)));
                 inner.post_free_receives();
             }
             Err(e) => {

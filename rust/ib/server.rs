@@ -20,9 +20,7 @@
 
 use super::{
     cq::{
-        CompletedIn,
         Cq,
-        Cqe,
         WcErr, //
     },
     device::{
@@ -431,9 +429,9 @@ impl<S: Service> ServerConn<S> {
         let context = Arc::as_ptr(shared);
         let cqe = |wrs: u32| wrs.saturating_add(SPARE);
         // SAFETY: `tear_down` drops the queues before `shared`.
-        let send_cq = unsafe { Cq::with_context(domain, context, cqe(limits.send_wr)) }?;
+        let send_cq = unsafe { Cq::new(domain, context, cqe(limits.send_wr)) }?;
         // SAFETY: As above.
-        let recv_cq = unsafe { Cq::with_context(domain, context, limits.recv_wr) }?;
+        let recv_cq = unsafe { Cq::new(domain, context, limits.recv_wr) }?;
         let mut attr: bindings::ib_qp_init_attr = pin_init::zeroed();
         attr.event_handler = Some(qp_event::<S>);
         attr.qp_context = context.cast_mut().cast();
@@ -612,13 +610,3 @@ impl<S: Service> Drop for ServerConn<S> {
         self.tear_down();
     }
 }
-
-/// What has completion entries on the queues of a [`ServerConn`].
-pub(super) trait Entry<S: Service>: CompletedIn<Shared<S>> {
-    /// A completion entry for `Self`.
-    fn entry() -> Cqe {
-        Cqe::in_context::<Shared<S>, Self>()
-    }
-}
-
-impl<S: Service, T: CompletedIn<Shared<S>>> Entry<S> for T {}

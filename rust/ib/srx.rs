@@ -10,7 +10,7 @@
 
 use super::{
     cq::{
-        CompletedIn,
+        Completed,
         Cqe,
         Wc, //
     },
@@ -22,7 +22,6 @@ use super::{
     domain::Domain,
     rxmem::RxMem,
     server::{
-        Entry,
         Service,
         Shared, //
     },
@@ -90,7 +89,7 @@ impl<S: Service> RxBuf<S> {
     ) -> Result<KBox<Self>> {
         Ok(KBox::new(
             Self {
-                cqe: Self::entry(),
+                cqe: Cqe::new::<Shared<S>, Self>(),
                 // CAST: At most 64 KiB.
                 mem: RxMem::new(DmaBuf::new(
                     domain.pd(),
@@ -109,8 +108,8 @@ impl<S: Service> RxBuf<S> {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<S: Service> CompletedIn<Shared<S>> for RxBuf<S> {
-    unsafe fn completed_in(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+unsafe impl<S: Service> Completed<Shared<S>> for RxBuf<S> {
+    unsafe fn completed(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
         // SAFETY: `Shared::post_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
         shared.note_rx(this.number, core::ptr::null_mut());

@@ -24,10 +24,7 @@ use super::{
         Exposed,
         Exposing, //
     },
-    inner::{
-        Cx,
-        Inner, //
-    },
+    inner::Inner,
     mr::Mr,
     spare::Parts, //
 };
@@ -60,14 +57,13 @@ struct TxEntry {
 }
 
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
-unsafe impl<P: Protocol> Completed<P> for TxEntry {
+unsafe impl<P: Protocol> Completed<Inner<P>> for TxEntry {
     /// A signalled Send completed: so did all before it.
-    unsafe fn completed(this: NonNull<Self>, cx: &Cx<'_, P>, wc: Wc<'_>) {
+    unsafe fn completed(this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
         // SAFETY: The ring lives until the completion queues are gone. The producer does not touch
         // an entry before the tail has passed it, which is below.
         let (seq, number) = unsafe { ((*this.as_ptr()).seq, (*this.as_ptr()).number) };
         trace::xprtrdma_wc_send(|| (wc.traced(), wc.cid(number)));
-        let inner = cx.inner();
         // Pairs with the acquire in `TxRing::has_room`.
         inner.tx_tail().store(seq.wrapping_add(1), Release);
         if let Err(e) = wc.ok() {
@@ -113,7 +109,7 @@ impl TxRing {
             // First of all: a buffer that was taken has to find its place.
             let room = KBox::<TxEntry>::new_uninit(GFP_KERNEL)?;
             let entry = room.write(TxEntry {
-                cqe: Cqe::new::<P, TxEntry>(),
+                cqe: Cqe::new::<Inner<P>, TxEntry>(),
                 number,
                 seq: 0,
                 buf: parts.buffer(size, Direction::ToDevice)?,
