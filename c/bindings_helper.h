@@ -14,6 +14,7 @@
 #include <linux/highmem.h>
 #include <linux/inet.h>
 #include <linux/jiffies.h>
+#include <linux/kmemleak.h>
 #include <linux/mm.h>
 #include <linux/module.h>
 #include <linux/net.h>

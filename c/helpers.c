@@ -55,6 +55,11 @@ void rpcrdma_rust_helper_memalloc_nofs_restore(unsigned int flags)
 
 /* Memory, pages, scatterlists */
 
+void rpcrdma_rust_helper_kmemleak_not_leak(const void *ptr)
+{
+	kmemleak_not_leak(ptr);
+}
+
 void rpcrdma_rust_helper_get_page(struct page *page)
 {
 	get_page(page);

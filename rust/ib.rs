@@ -98,7 +98,10 @@ pub(crate) use self::{
         Limits,
         Params, //
     },
-    op::Reply,
+    op::{
+        Read,
+        Reply, //
+    },
     passive::{
         Doorbell,
         Incoming,

@@ -148,5 +148,7 @@ impl ServerTransport for RdmaServer {
 
     fn detach(conn: &Connection) {
         conn.rdma().disconnect();
+        // Who was about to tell the service of a message has done so: after this the service may go.
+        conn.rdma().flush();
     }
 }

@@ -9,7 +9,8 @@ use super::{
     endpoint::Endpoint,
     slot::Memory,
     stats::Stats,
-    Rdma, //
+    Rdma,
+    MAX_SEGMENTS, //
 };
 use crate::{
     ib::{
@@ -191,6 +192,7 @@ pub(super) fn send(
         pad,
         stats,
         set: &mut set,
+        exposed: 0,
     };
     let (header, len) = match message.encode(buf) {
         Ok(lens) => lens,
@@ -232,6 +234,8 @@ struct Message<'m, 'a> {
     pad: Option<Handle>,
     stats: &'m Stats,
     set: &'m mut Exposing<Endpoint>,
+    /// Regions in it.
+    exposed: usize,
 }
 
 impl Message<'_, '_> {
@@ -339,7 +343,7 @@ impl Message<'_, '_> {
         chunk: Chunk,
         mut name: impl FnMut(Segment) -> Result<(), WireError>,
     ) -> Result<usize, SendError> {
-        let (most, pool) = (self.shape.segments, &self.regions);
+        let (most, pool) = (self.most(chunk), &self.regions);
         let (rqst, xprt) = (self.rqst, self.xprt);
         let task = || rqst.traced();
         let mut left = part.len();
@@ -371,7 +375,26 @@ impl Message<'_, '_> {
         if left != 0 {
             return Err(SendError::Io);
         }
+        self.exposed = self.exposed.saturating_add(count);
         Ok(count)
+    }
+
+    /// How many regions the next list may have (row C58). Lists of payload need no more than `segments`. One of
+    /// a whole RPC message may: behind bounce buffers its head, its tail, and the parts of pages at the ends of its
+    /// payload may each be in a place of their own. It may have what the other list, of two, does not need.
+    fn most(&self, chunk: Chunk) -> usize {
+        let one = self.shape.segments;
+        // CAST: A small number.
+        let both = one.saturating_mul(2).min(MAX_SEGMENTS as usize);
+        match (chunk, self.shape.args, self.shape.results) {
+            // There is no body that the header could leave too little room for.
+            (_, Args::Long, Results::Inline) => both,
+            // So many segments take no more room than `one` Read segments would, which there is (row C36).
+            (Chunk::Reply, Args::Inline | Args::Long, _) => both
+                .saturating_sub(self.exposed)
+                .min(one.saturating_add(one / 2).saturating_add(1)),
+            _ => one,
+        }
     }
 }
 

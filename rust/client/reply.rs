@@ -8,7 +8,8 @@
 use super::{
     endpoint::Endpoint,
     slot::Memory,
-    Rdma, //
+    Rdma,
+    MAX_SEGMENTS, //
 };
 use crate::{
     ib::{
@@ -34,6 +35,11 @@ use crate::{
     },
 };
 use kernel::prelude::*;
+
+/// What a reply may have: no chunk of a call has more segments, the one for padding included.
+const LIMITS: wire::Limits = wire::Limits {
+    max_segs: MAX_SEGMENTS + 1,
+};
 
 /// A reply, with the RPC that it belongs to.
 pub(super) struct Reply {
@@ -280,14 +286,11 @@ impl Reply {
 #[cold]
 fn bad_reply(endpoint: &Endpoint, rqst: &PinnedRqst<Rdma>, msg: &RxMsg<Endpoint>) {
     endpoint.stats.bad_reply.inc();
-    let limits = wire::Limits {
-        max_segs: endpoint.segments.saturating_add(1),
-    };
     let Ok((fixed, _)) = Fixed::decode(msg.bytes()) else {
         return;
     };
     let task = || rqst.traced();
-    let what = match wire::decode_reply(msg.bytes(), &limits).map(|reply| reply.body) {
+    let what = match wire::decode_reply(msg.bytes(), &LIMITS).map(|reply| reply.body) {
         Ok(ReplyBody::Error(ErrorBody::Vers { low, high })) => {
             trace::xprtrdma_err_vers(|| (task(), fixed.xid, low, high));
             "it does not know this version of the protocol"
@@ -326,10 +329,7 @@ fn place(
     msg: &RxMsg<Endpoint>,
     sent: Option<&[u8]>,
 ) -> Option<usize> {
-    let limits = wire::Limits {
-        max_segs: endpoint.segments.saturating_add(1),
-    };
-    let reply = wire::decode_reply(msg.bytes(), &limits).ok()?;
+    let reply = wire::decode_reply(msg.bytes(), &LIMITS).ok()?;
     match sent {
         Some(sent) => wire::match_chunks(sent, msg.bytes()).ok()?,
         // The call had no chunks, so the reply has none.

@@ -10,7 +10,10 @@ use super::{
         DeviceName,
         Listening, //
     },
-    domain::Domain,
+    domain::{
+        self,
+        Domain, //
+    },
     expose::Exposed,
     inner::{
         phase,
@@ -161,7 +164,8 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
 }
 
 /// Proof that a connection's queue pair and completion queues are gone: neither the device nor a
-/// completion handler touches what belonged to it.
+/// completion handler touches what belonged to it. (If a device did not stop the queue pair, what it may use has
+/// not been given back: see [`domain::halt`].)
 pub(crate) struct Quiesced(Arc<Domain>);
 
 impl Quiesced {
@@ -499,10 +503,7 @@ impl<P: Protocol> Conn<P> {
         let qp = self.inner.qp.xchg(core::ptr::null_mut(), Full);
         if !qp.is_null() {
             // SAFETY: The queue pair is valid, and nobody posts.
-            unsafe {
-                bindings::ib_drain_rq(qp);
-                bindings::ib_drain_sq(qp);
-            }
+            unsafe { domain::halt(qp, self.domain.pd()) };
         }
         // SAFETY: Nobody uses the queue pair.
         unsafe { id.destroy_qp() };

@@ -169,6 +169,7 @@ struct Entry {
 }
 
 struct State {
+    /// On its way out, or not to be used any more.
     removing: bool,
     tenants: KVec<(u64, Arc<dyn Tenant>)>,
 }
@@ -216,6 +217,11 @@ impl DeviceLease {
         Ok(Self {
             entry: entry.clone(),
         })
+    }
+
+    /// Nobody gets a lease on the device any more, until it is added anew. Sleeps.
+    pub(super) fn distrust(&self) {
+        self.entry.state.lock().removing = true;
     }
 
     /// The device as C knows it: valid as long as the lease.

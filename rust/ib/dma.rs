@@ -14,6 +14,7 @@ use crate::{
     },
     trace, //
 };
+use core::mem::ManuallyDrop;
 use kernel::{
     prelude::*,
     sync::Arc, //
@@ -47,7 +48,7 @@ impl Direction {
 ///
 /// `addr` is a mapping of the whole of `buf` for the device of `pd`, in direction `dir`.
 pub(super) struct DmaBuf {
-    buf: KBuf,
+    buf: ManuallyDrop<KBuf>,
     addr: u64,
     dir: Direction,
     pd: Arc<Pd>,
@@ -71,7 +72,7 @@ impl DmaBuf {
         MESSAGE_BYTES.add(size as u64);
         // INVARIANT: Just mapped.
         Ok(Self {
-            buf,
+            buf: ManuallyDrop::new(buf),
             addr,
             dir,
             pd: pd.clone(),
@@ -131,10 +132,16 @@ impl DmaBuf {
 
 impl Drop for DmaBuf {
     fn drop(&mut self) {
+        if self.pd.is_live() {
+            // The device may use it for ever.
+            // SAFETY: Memory from kmalloc.
+            unsafe { bindings::kmemleak_not_leak(self.buf.as_ptr().cast()) };
+            return;
+        }
         // CAST: As in `new`.
         MESSAGE_BYTES.sub(self.buf.len() as u64);
         // SAFETY: By the type invariant, and with the parameters of the mapping. The lease in the
-        // protection domain still keeps the device.
+        // protection domain still keeps the device. The buffer is not used again.
         unsafe {
             bindings::ib_dma_unmap_single(
                 self.pd.lease().as_raw(),
@@ -142,6 +149,7 @@ impl Drop for DmaBuf {
                 self.buf.len(),
                 self.dir.as_raw(),
             );
+            ManuallyDrop::drop(&mut self.buf);
         }
     }
 }

@@ -15,7 +15,8 @@ use crate::{
     bindings,
     rt::{
         completion::Completion,
-        queue, //
+        queue,
+        ratelimit::say, //
     },
 };
 use core::ptr::NonNull;
@@ -29,6 +30,10 @@ use kernel::{
         MutexGuard,
         UniqueArc, //
     },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
 };
 
 /// Open as long as the queue pair accepts work.
@@ -40,21 +45,60 @@ pub(super) struct Gate {
 // SAFETY: Queue pairs may be used from any thread.
 unsafe impl Send for Gate {}
 
-/// Puts a queue pair into the error state: it transfers nothing any more, and what is posted is flushed.
-/// Sleeps.
+/// Puts a queue pair into the error state, in which it transfers nothing and flushes what is posted, or the
+/// one after a reset, in which it forgets that. Sleeps.
 ///
 /// # Safety
 ///
 /// `qp` is a valid queue pair.
-pub(super) unsafe fn stop(qp: *mut bindings::ib_qp) -> Result {
+unsafe fn stop(qp: *mut bindings::ib_qp, state: bindings::ib_qp_state) -> Result {
     let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
-    attr.qp_state = bindings::ib_qp_state_IB_QPS_ERR;
+    attr.qp_state = state;
     // CAST: A low bit.
     let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
     // SAFETY: As the caller promises.
     to_result(queue::without_fs(|| unsafe {
         bindings::ib_modify_qp(qp, &mut attr, mask)
     }))
+}
+
+/// How often, and how many seconds apart, a queue pair is to be stopped.
+const TRIES: u32 = 5;
+
+/// Ends all transfers of a queue pair, and waits for completions of what is posted. Sleeps.
+///
+/// `false` if the device does not do it, which `pd` knows then. Nothing else tells: what most drivers return
+/// when a queue pair is destroyed is 0, whatever the device has said.
+///
+/// # Safety
+///
+/// `qp` is a valid queue pair, of `pd`, and nobody posts.
+pub(super) unsafe fn halt(qp: *mut bindings::ib_qp, pd: &Pd) -> bool {
+    for tried in 1..=TRIES {
+        // SAFETY: As the caller promises.
+        if unsafe { stop(qp, bindings::ib_qp_state_IB_QPS_ERR) }.is_ok() {
+            // SAFETY: As the caller promises.
+            unsafe {
+                bindings::ib_drain_rq(qp);
+                bindings::ib_drain_sq(qp);
+            }
+            return true;
+        }
+        // SAFETY: As the caller promises.
+        if unsafe { stop(qp, bindings::ib_qp_state_IB_QPS_RESET) }.is_ok() {
+            return true;
+        }
+        if tried < TRIES {
+            fsleep(Delta::from_secs(1));
+        }
+    }
+    pd.set_live();
+    say!(
+        pr_err,
+        "device {} does not stop a queue pair: what that may use is lost, and the device is not used any more\n",
+        pd.lease().name()
+    );
+    false
 }
 
 /// One connection's use of a protection domain.
@@ -170,7 +214,7 @@ impl Domain {
         gate.owner.lost(why);
         // If the device does not do it, that is left to the end of the connection.
         // SAFETY: The queue pair is valid by the type invariant.
-        let _ = unsafe { stop(gate.qp.as_ptr()) };
+        let _ = unsafe { stop(gate.qp.as_ptr(), bindings::ib_qp_state_IB_QPS_ERR) };
     }
 
     /// The queue pair and both completion queues are gone: whoever tears the connection down calls this.

@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::net::Net, //
+    rt::{
+        module_ref::ModuleRef,
+        net::Net, //
+    }, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -93,6 +96,13 @@ struct Facts {
     prompt: bool,
     flushes: bool,
     keys: u32,
+    /// So many attempts to stop the queue pair fail, and to free a region.
+    refusals: (usize, usize),
+    /// What a bounce buffer does: parts of pages do not adjoin.
+    bends: bool,
+    pds: KVec<*mut bindings::ib_pd>,
+    /// Regions that were not freed.
+    kept: KVec<*mut RawMr>,
 }
 
 // SAFETY: The pointers are followed by the device's owner and by verbs on what they point to.
@@ -180,6 +190,10 @@ impl Fake {
                     prompt: false,
                     flushes: true,
                     keys: 0,
+                    refusals: (0, 0),
+                    bends: false,
+                    pds: KVec::with_capacity(MANY, GFP_KERNEL)?,
+                    kept: KVec::with_capacity(MANY, GFP_KERNEL)?,
                 }),
                 ports,
             }? Error),
@@ -303,6 +317,21 @@ impl Fake {
         self.state.facts.lock().flushes = false;
     }
 
+    /// So many attempts to stop the queue pair fail, and so many to free a region.
+    pub(crate) fn refuse(&self, stops: usize, frees: usize) {
+        self.state.facts.lock().refusals = (stops, frees);
+    }
+
+    /// How many attempts are still to fail: see [`Self::refuse`].
+    pub(crate) fn refusals(&self) -> (usize, usize) {
+        self.state.facts.lock().refusals
+    }
+
+    /// As the device sees them, parts of pages do not adjoin what is next to them.
+    pub(crate) fn bend(&self) {
+        self.state.facts.lock().bends = true;
+    }
+
     /// Completes the oldest `count` work requests of the send queue, and waits for the handlers.
     pub(crate) fn complete(&self, count: usize, status: bindings::ib_wc_status) {
         self.state.facts.lock().complete(true, count, status);
@@ -396,6 +425,25 @@ impl Drop for Fake {
         // before does no harm.
         unsafe {
             device::remove(self.as_raw(), core::ptr::null_mut());
+        }
+        let (pds, kept) = {
+            let mut facts = self.state.facts.lock();
+            let pds = core::mem::replace(&mut facts.pds, KVec::new());
+            (pds, core::mem::replace(&mut facts.kept, KVec::new()))
+        };
+        for pd in pds {
+            // SAFETY: It was leaked, with a reference to the module, and nobody uses it any more.
+            unsafe {
+                bindings::ib_dealloc_pd_user(pd, core::ptr::null_mut());
+                drop(ModuleRef::from_raw());
+            }
+        }
+        for mr in kept {
+            // SAFETY: Made by `alloc_mr`; nobody uses it any more.
+            drop(unsafe { KBox::from_raw(mr) });
+        }
+        // SAFETY: As above.
+        unsafe {
             // The core did not make them.
             (*self.as_raw()).port_data = core::ptr::null_mut();
             bindings::ib_dealloc_device(self.as_raw());

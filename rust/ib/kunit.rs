@@ -13,6 +13,7 @@ mod tests {
             self,
             DeviceLease, //
         },
+        dma::MESSAGE_BYTES,
         fake::Asked,
         trial::*, //
     };
@@ -303,8 +304,74 @@ mod tests {
         let next = next_connection(&fake, &seen, spare)?;
         let asked = fake.asked()?;
         assert_eq!(count(&asked, |asked| *asked == Asked::AllocPd), 1);
-        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 1);
+        // Its number is not given to the next one.
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 0);
         drop(next.shutdown());
+        assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn region_that_a_device_keeps_is_out_of_reach_for_the_next_peer() -> Result {
+        let (fake, seen, alive, mut conn) = trial()?;
+        send_set(&mut conn, &seen, &alive)?;
+        let proof = conn.shutdown();
+        fake.asked()?;
+        fake.refuse(0, 1);
+        // No queue pair can use it.
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        assert_eq!(alive.load(Relaxed), 0);
+        drop(proof);
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), TWO);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 0);
+        assert!(DeviceLease::new(fake.as_raw()).is_ok());
+        Ok(())
+    }
+
+    #[test]
+    fn queue_pair_that_stops_late_is_waited_for() -> Result {
+        let (fake, seen, alive, mut conn) = trial()?;
+        send_set(&mut conn, &seen, &alive)?;
+        // It does not want to fail, but can be reset; then not even that, at first.
+        for stops in [1, 2] {
+            fake.refuse(stops, 0);
+            let (proof, spare) = conn.retire();
+            assert!(fake.refusals() == (0, 0) && spare.is_some());
+            if let Ok(set) = take_set(&seen) {
+                assert!(set.reclaim(&proof).is_ok());
+            }
+            drop(proof);
+            fake.asked()?;
+            conn = next_connection(&fake, &seen, spare)?;
+            // Nothing was lost.
+            assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::AllocPd), 0);
+        }
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_queue_pair_that_does_not_stop_may_use_is_not_given_back() -> Result {
+        let (fake, seen, alive, mut conn) = trial()?;
+        send_set(&mut conn, &seen, &alive)?;
+        let before = MESSAGE_BYTES.get();
+        fake.refuse(usize::MAX, 0);
+        let (proof, spare) = conn.retire();
+        drop(spare);
+        // All message buffers are there still.
+        assert_eq!(MESSAGE_BYTES.get(), before);
+        // The peer can reach the set until its regions have gone.
+        fake.refuse(0, 2);
+        fake.asked()?;
+        assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+        assert_eq!(alive.load(Relaxed), 0);
+        drop(proof);
+        let asked = fake.asked()?;
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), TWO + 2);
+        assert_eq!(count(&asked, |asked| *asked == Asked::DeallocPd), 0);
+        // Nobody uses the device any more.
+        assert!(DeviceLease::new(fake.as_raw()).err() == Some(err::enotconn()));
         Ok(())
     }
 

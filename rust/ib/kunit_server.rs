@@ -14,6 +14,7 @@ mod tests {
             self,
             Link, //
         },
+        dma::MESSAGE_BYTES,
         fake::{
             Asked,
             Fake, //
@@ -445,6 +446,68 @@ mod tests {
         let asked = fake.asked()?;
         assert_eq!(count(&asked, |asked| *asked == Asked::DeregMr), regions);
         assert!(asked.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn what_a_device_does_not_stop_using_is_not_given_back() -> Result {
+        // Posted whole, and in part.
+        for taken in [usize::MAX, 1] {
+            let (fake, seen, alive, conn) = server()?;
+            let (pages, first) = pages(5)?;
+            fake.take_only(taken);
+            assert_eq!(post_read(&conn, &alive, pages, 1).is_ok(), taken != 1);
+            fake.take_only(usize::MAX);
+            // This one waits, and the device knows nothing of it.
+            conn.shared.sq.lock().room = 0;
+            assert!(post_reply(&conn, &alive, WRITES)?);
+            let before = MESSAGE_BYTES.get();
+            fake.refuse(usize::MAX, 0);
+            drop(conn);
+            assert!(!first.is_alone());
+            assert!(seen.lock().ended == 1 && seen.lock().left == 0);
+            assert!(MESSAGE_BYTES.get() == before);
+            assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::DeallocPd), 0);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn parts_of_pages_that_do_not_adjoin_are_read_apart() -> Result {
+        let mut fake = Fake::new()?;
+        fake.be_iwarp();
+        let (seen, alive) = service()?;
+        let conn = accepted(&fake, &seen, &alive)?;
+        fake.asked()?;
+        let job = |number| Job::new(number, &alive);
+        // From the middle of a page to the middle of another one.
+        let (from, len) = (300, 3 * PAGE_SIZE);
+        for (number, bends) in [(1, false), (2, true)] {
+            if bends {
+                fake.bend();
+            }
+            let (pages, first) = pages(4)?;
+            let mut read = conn.read(pages)?;
+            assert_eq!(read.add(KEY, 0, from, len)?, if bends { 3 } else { 1 });
+            assert!(!read.post(job(number))?);
+            let asked = fake.asked()?;
+            let sizes = |asked: &Asked| match asked {
+                Asked::Read(KEY, bytes) => Some(*bytes),
+                _ => None,
+            };
+            let mut sizes = asked.iter().filter_map(sizes);
+            if bends {
+                assert!(sizes.next() == Some(PAGE - 300) && sizes.next() == Some(2 * PAGE));
+                assert!(sizes.next() == Some(300));
+            } else {
+                assert!(sizes.next() == Some(3 * PAGE));
+            }
+            assert!(sizes.next().is_none());
+            fake.complete(fake.sends(), OK);
+            assert!(seen.lock().read.last() == Some(&(4, number)));
+            assert!(first.is_alone());
+        }
+        assert!(!conn.shared.sq.lock().in_use());
         Ok(())
     }
 

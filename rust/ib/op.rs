@@ -15,7 +15,12 @@
 //!
 //! C header: [include/rdma/rw.h](srctree/include/rdma/rw.h)
 
+mod rw;
 mod traced;
+
+pub(super) use self::rw::RwCtx;
+#[cfg(CONFIG_KUNIT = "y")]
+pub(super) use self::rw::IDLE_RWS;
 
 use super::{
     cq::{
@@ -38,54 +43,18 @@ use crate::{
     rt::{
         err,
         kbuf::RawGfp,
-        pages::Region,
         pagevec::{
             PageVec,
             Payload, //
         },
-        ratelimit::say,
         stack::{
             Linked,
             Stack, //
         },
-    },
-    trace, //
+    }, //
 };
 use core::ptr::NonNull;
-use kernel::{
-    page::PAGE_SIZE,
-    prelude::*,
-    types::Opaque, //
-};
-
-/// Idle contexts that are kept for one connection.
-pub(super) const IDLE_RWS: usize = 256;
-
-/// Idle contexts whose list of pieces is longer are not kept.
-const IDLE_PIECES: usize = 288;
-
-/// A context of the RDMA core: one contiguous transfer to or from one segment.
-///
-/// # Invariants
-///
-/// With `ready`, `raw` was initialised by the RDMA core for the queue pair of the connection, with
-/// the contents of `pieces` and direction `dir`.
-pub(super) struct RwCtx {
-    raw: Opaque<bindings::rdma_rw_ctx>,
-    pieces: KVVec<bindings::bio_vec>,
-    dir: Direction,
-    ready: bool,
-    link: Option<KBox<Self>>,
-}
-
-// SAFETY: Contexts belong to no thread; pointers to pages are followed for whoever keeps the pages.
-unsafe impl Send for RwCtx {}
-
-impl Linked for RwCtx {
-    fn link(&mut self) -> &mut Option<KBox<Self>> {
-        &mut self.link
-    }
-}
+use kernel::prelude::*;
 
 /// The memory of an operation.
 enum Memory<S: Service> {
@@ -168,6 +137,16 @@ impl<S: Service> Op<S> {
         }
     }
 
+    /// Leaks an operation that the device may be at for ever, with all that it may use.
+    pub(super) fn lose(mut this: KBox<Self>) {
+        // Not what keeps others from going: the buffer knows what to do.
+        this.buf = None;
+        this.job = None;
+        let raw = KBox::into_raw(this);
+        // SAFETY: Memory from kmalloc.
+        unsafe { bindings::kmemleak_not_leak(raw.cast()) };
+    }
+
     /// Whether it sends a message; else it reads.
     pub(super) fn is_reply(&self) -> bool {
         self.buf.is_some()
@@ -179,130 +158,6 @@ impl<S: Service> Op<S> {
         } else {
             Direction::FromDevice
         }
-    }
-
-    /// Adds a transfer between local memory and `len` bytes at `addr` of the peer's region `rkey`.
-    /// Returns how many contexts that took.
-    ///
-    /// # Safety
-    ///
-    /// `shared` is that of the operation's connection, which the caller has. `pieces` are pieces of
-    /// the operation's own memory.
-    unsafe fn add<'a>(
-        &mut self,
-        shared: &Shared<S>,
-        rkey: u32,
-        mut addr: u64,
-        pieces: impl Iterator<Item = Region<'a>>,
-    ) -> Result<u32> {
-        let mut pieces = pieces.peekable();
-        let most = if self.is_reply() {
-            usize::MAX
-        } else {
-            shared.limits().read_pages
-        };
-        let mut count = 0u32;
-        while pieces.peek().is_some() {
-            // Tells how many pieces of memory there was room for.
-            let short = |count: usize| {
-                // CAST: At most a few hundred.
-                trace::svcrdma_rwctx_empty(|| (shared.op_queue(), count as u32));
-            };
-            let taken = shared.take_rw(self.direction());
-            let mut rw = taken.inspect_err(|_| short(0))?;
-            let mut bytes = 0u32;
-            // One context covers what is contiguous except for page boundaries: the RDMA core may
-            // map it as one range. No piece of a read crosses a page boundary.
-            let mut end = 0u32;
-            while let Some(piece) = pieces.next_if(|piece| {
-                bytes == 0
-                    || (page_offset(end) == 0
-                        && page_offset(piece.offset()) == 0
-                        && rw.pieces.len() < most)
-            }) {
-                let entry = bindings::bio_vec {
-                    bv_page: piece.page().as_ptr(),
-                    bv_len: piece.len(),
-                    bv_offset: piece.offset(),
-                };
-                let pushed = rw.pieces.push(entry, GFP_KERNEL);
-                pushed.inspect_err(|_| short(rw.pieces.len()))?;
-                bytes = bytes.checked_add(piece.len()).ok_or(EINVAL)?;
-                end = piece.end();
-            }
-            let iter = bindings::bvec_iter {
-                bi_size: bytes,
-                ..pin_init::zeroed()
-            };
-            // SAFETY: The queue pair is valid, as the caller has the connection. The pieces are
-            // memory that stays until the context is released; the list stays with the context.
-            let wrs = unsafe {
-                bindings::rdma_rw_ctx_init_bvec(
-                    rw.raw.get(),
-                    shared.qp(),
-                    shared.port(),
-                    rw.pieces.as_ptr(),
-                    u32::try_from(rw.pieces.len())?,
-                    iter,
-                    addr,
-                    rkey,
-                    rw.dir.as_raw(),
-                )
-            };
-            if wrs < 0 {
-                trace::svcrdma_dma_map_rw_err(|| {
-                    // CAST: At most a few hundred.
-                    let nents = rw.pieces.len() as u32;
-                    (shared.op_queue(), addr, rkey, nents, wrs)
-                });
-                if Error::from_errno(wrs) == EAGAIN && shared.limits().regions == 0 {
-                    // Row X57: there are no regions, which nothing but that parameter asks for here.
-                    say!(
-                        pr_warn,
-                        "device {}: payload cannot be moved with ib_core.force_mr=1\n",
-                        shared.limits().device
-                    );
-                }
-                return Err(Error::from_errno(wrs));
-            }
-            // INVARIANT: Just initialised.
-            rw.ready = true;
-            self.rws.push(rw);
-            // CAST: Not negative.
-            self.wrs = self.wrs.saturating_add(wrs as u32);
-            addr = addr.wrapping_add(bytes.into());
-            count = count.saturating_add(1);
-        }
-        Ok(count)
-    }
-
-    /// Releases the contexts.
-    ///
-    /// # Safety
-    ///
-    /// `shared` is that of the operation's connection, and `qp` its queue pair, which is there still.
-    /// The device does not touch the operation's memory.
-    pub(super) unsafe fn reset(&mut self, shared: &Shared<S>, qp: *mut bindings::ib_qp) {
-        let port = shared.port();
-        while let Some(mut rw) = self.rws.pop() {
-            if rw.ready {
-                // SAFETY: By the type invariant, and the contract of this function.
-                unsafe {
-                    bindings::rdma_rw_ctx_destroy_bvec(
-                        rw.raw.get(),
-                        qp,
-                        port,
-                        rw.pieces.as_ptr(),
-                        // CAST: It was converted when the context was made.
-                        rw.pieces.len() as u32,
-                        rw.dir.as_raw(),
-                    );
-                }
-                rw.ready = false;
-            }
-            shared.put_rw(rw);
-        }
-        self.wrs = 0;
     }
 
     /// Hands the message to the device, and puts the chain of work requests together.
@@ -328,8 +183,8 @@ impl<S: Service> Op<S> {
             cqe = core::ptr::null_mut();
         }
         self.rws.for_each(|rw| {
-            // SAFETY: By the type invariant the context is initialised, for this queue pair.
-            first = unsafe { bindings::rdma_rw_ctx_wrs(rw.raw.get(), qp, port, cqe, first) };
+            // SAFETY: The context is one of this operation, and so for this queue pair.
+            first = unsafe { rw.link_up(qp, port, cqe, first) };
             cqe = core::ptr::null_mut();
         });
         first
@@ -380,44 +235,6 @@ impl<S: Service> Shared<S> {
         }
         op.job = None;
         self.ops(op.is_reply()).lock().idle.push(op);
-    }
-
-    fn take_rw(&self, dir: Direction) -> Result<KBox<RwCtx>> {
-        let idle = self.rws.lock().pop();
-        match idle {
-            Some(mut rw) => {
-                rw.dir = dir;
-                rw.pieces.clear();
-                Ok(rw)
-            }
-            None => Ok(KBox::new(
-                // INVARIANT: Not ready.
-                RwCtx {
-                    raw: Opaque::uninit(),
-                    pieces: KVVec::new(),
-                    dir,
-                    ready: false,
-                    link: None,
-                },
-                GFP_KERNEL,
-            )?),
-        }
-    }
-
-    /// Frees the idle contexts.
-    pub(super) fn trim_rws(&self) {
-        let idle = self.rws.lock().take();
-        drop(idle);
-    }
-
-    fn put_rw(&self, rw: KBox<RwCtx>) {
-        if rw.pieces.capacity() > IDLE_PIECES {
-            return;
-        }
-        let mut idle = self.rws.lock();
-        if idle.len() < IDLE_RWS {
-            idle.push(rw);
-        }
     }
 }
 
@@ -601,9 +418,4 @@ impl<S: Service> Read<'_, S> {
         op.job = Some(job);
         self.0.submit()
     }
-}
-
-fn page_offset(offset: u32) -> u32 {
-    // CAST: A page size fits.
-    offset & (PAGE_SIZE as u32).wrapping_sub(1)
 }

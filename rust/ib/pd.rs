@@ -4,10 +4,14 @@
 //! serve the next one over the same device (see [`super::spare`]).
 
 use super::device::DeviceLease;
-use crate::bindings;
+use crate::{
+    bindings,
+    rt::module_ref::ModuleRef, //
+};
 use core::ptr::NonNull;
 use kernel::{
     error::from_err_ptr,
+    pr_err_once,
     prelude::*,
     sync::{
         atomic::{
@@ -24,7 +28,8 @@ use kernel::{
 
 /// A protection domain with the lease on its device.
 ///
-/// Every mapping and every memory region holds an `Arc` of it, so it goes last. Dropping it sleeps.
+/// Every mapping and every memory region holds an `Arc` of it, so it goes last. Dropping it sleeps. What a
+/// device has refused to let go of stays in it, and then it is never freed.
 ///
 /// # Invariants
 ///
@@ -36,6 +41,8 @@ pub(super) struct Pd {
     connections: Atomic<u32>,
     /// The device kept something that was to go.
     tainted: AtomicFlag,
+    /// A queue pair may be at work for ever.
+    live: AtomicFlag,
     lease: DeviceLease,
 }
 
@@ -63,6 +70,7 @@ impl Pd {
             lkey,
             connections: Atomic::new(0),
             tainted: AtomicFlag::new(false),
+            live: AtomicFlag::new(false),
             lease,
         };
         Ok(UniqueArc::write(memory, this).into())
@@ -82,6 +90,20 @@ impl Pd {
     /// into the protection domain, no peer can make use of that.
     pub(super) fn taint(&self) {
         self.tainted.store(true, Relaxed);
+    }
+
+    /// The device did not stop a queue pair: what it may use is never given back, and nobody gets a lease on
+    /// the device any more. Sleeps.
+    pub(super) fn set_live(&self) {
+        self.taint();
+        // Whoever gives back what the queue pair could use is told that it is gone after this.
+        self.live.store(true, Relaxed);
+        self.lease.distrust();
+    }
+
+    /// Whether a queue pair may be at work that was to be gone.
+    pub(super) fn is_live(&self) -> bool {
+        self.live.load(Relaxed)
     }
 
     /// Whether another connection can use it: nothing of an earlier one can be reached by its peer.
@@ -108,8 +130,18 @@ impl Pd {
 
 impl Drop for Pd {
     fn drop(&mut self) {
-        // SAFETY: Whoever uses the protection domain holds an `Arc` of this, so there is no user.
-        // The lease, a field, is dropped after this.
-        unsafe { bindings::ib_dealloc_pd_user(self.raw.as_ptr(), core::ptr::null_mut()) };
+        // The next one may get the number of one that is freed, and with it what the device has kept.
+        let kept = self.tainted.load(Relaxed) || {
+            // SAFETY: Whoever uses the protection domain holds an `Arc` of this, and the device has kept
+            // nothing, so there is no user. The lease, a field, is dropped after this.
+            unsafe { bindings::ib_dealloc_pd_user(self.raw.as_ptr(), core::ptr::null_mut()) != 0 }
+        };
+        if kept {
+            pr_err_once!("a protection domain is leaked: the device has kept something in it\n");
+            // It is shown with our name, which is in the module.
+            if let Some(module) = ModuleRef::try_get() {
+                module.into_raw();
+            }
+        }
     }
 }

@@ -12,7 +12,8 @@ use crate::{
     bindings,
     rt::{
         err,
-        pages::Region, //
+        pages::Region,
+        ratelimit::say, //
     },
     trace, //
 };
@@ -21,7 +22,11 @@ use kernel::{
     error::from_err_ptr,
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::{
+        delay::fsleep,
+        Delta, //
+    }, //
 };
 
 /// What the peer may do with exposed memory.
@@ -177,16 +182,19 @@ impl RawMr {
     ) -> Result<Handle> {
         // CAST: At most a few hundred.
         let mut most = self.sg.len() as u32;
-        let before = regions.clone();
+        // Where there may be gaps, all pieces fit in any case.
+        let before = (!self.gaps).then(|| regions.clone());
         loop {
-            match self.map_some(regions, most, access, tag) {
+            match (self.map_some(regions, most, access, tag), &before) {
                 // Each time there are fewer.
-                Err(Unmapped::Bent(fit)) if fit < most => most = fit,
-                Err(Unmapped::Bent(_)) => return Err(EIO),
-                Err(Unmapped::Failed(e)) => return Err(e),
-                Ok(handle) => return Ok(handle),
+                (Err(Unmapped::Bent(fit)), Some(before)) if fit < most => {
+                    most = fit;
+                    regions.clone_from(before);
+                }
+                (Err(Unmapped::Bent(_)), _) => return Err(EIO),
+                (Err(Unmapped::Failed(e)), _) => return Err(e),
+                (Ok(handle), _) => return Ok(handle),
             }
-            regions.clone_from(&before);
         }
     }
 
@@ -204,10 +212,11 @@ impl RawMr {
         let gaps = self.gaps;
         for entry in self.sg.iter_mut() {
             let fits = |region: &Region<'a>| {
-                let adjoins = page_offset(end) == 0 && page_offset(region.offset()) == 0;
                 // Passing ones come last, or the next memory region takes them.
                 nents == 0
-                    || nents < most && (gaps || adjoins) && (held.is_none() || region.is_passing())
+                    || nents < most
+                        && (gaps || region.adjoins(end))
+                        && (held.is_none() || region.is_passing())
             };
             // Not `next_if`, which has a way to panic.
             let Some(region) = regions.peek().filter(|region| fits(region)) else {
@@ -341,14 +350,29 @@ impl Drop for RawMr {
     fn drop(&mut self) {
         // Before there is no region to look at any more.
         self.trace_unmap();
-        // SAFETY: By the type invariant. This ends any access by the peer, or the end of the queue pair
-        // did, so the memory can be taken back afterwards.
-        let ret = unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
-        if ret != 0 {
-            // The region is still there, for the peers of queue pairs in its protection domain: there
-            // is none, and there must be none again.
+        // This ends any access by the peer, or the end of the queue pair did.
+        loop {
+            // SAFETY: By the type invariant; if it fails the region is as it was.
+            let ret =
+                unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
+            if ret == 0 {
+                break;
+            }
+            // The region is still there, for the peers of queue pairs in its protection domain.
             self.pd.taint();
             trace::xprtrdma_frwr_dereg(|| (self.traced(), ret));
+            if !self.pd.is_live() {
+                // There is none, and there will be none again.
+                break;
+            }
+            // There is one, whose peer may reach this memory. Whoever wants it back has to wait, for the
+            // device to come to its senses, or to be past doing anything.
+            say!(
+                pr_err,
+                "device {} does not free a memory region of a queue pair that it has not stopped\n",
+                self.pd.lease().name()
+            );
+            fsleep(Delta::from_secs(1));
         }
         self.take_back();
     }
@@ -363,8 +387,3 @@ enum Unmapped {
 
 /// Allocation without reclaim and without a word in the log: callers fall back.
 pub(super) const GFP_NOWAIT_QUIET: kernel::alloc::Flags = kernel::alloc::flags::GFP_NOWAIT;
-
-fn page_offset(offset: u32) -> u32 {
-    // CAST: A page size fits.
-    offset & (PAGE_SIZE as u32).wrapping_sub(1)
-}

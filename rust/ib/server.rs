@@ -29,7 +29,10 @@ use super::{
         Listening,
         Tenant, //
     },
-    domain::Domain,
+    domain::{
+        self,
+        Domain, //
+    },
     op::{
         Op,
         RwCtx, //
@@ -525,6 +528,14 @@ impl<S: Service> ServerConn<S> {
         unsafe { bindings::rdma_disconnect(self.incoming.id.as_ptr()) };
     }
 
+    /// Waits until the completion handlers that are running now have returned. Sleeps; not from a handler.
+    pub(crate) fn flush(&self) {
+        if let Some((send_cq, recv_cq)) = &self.cqs {
+            recv_cq.flush();
+            send_cq.flush();
+        }
+    }
+
     fn tear_down(&mut self) {
         let shared = &self.shared;
         let id = self.incoming.id.as_ptr();
@@ -547,34 +558,31 @@ impl<S: Service> ServerConn<S> {
         drop(unused);
         // SAFETY: The identifier is valid.
         unsafe { bindings::rdma_disconnect(id) };
-        if let Some((send_cq, recv_cq)) = &self.cqs {
-            // Handlers that were about to post have done so when this returns.
-            recv_cq.flush();
-            send_cq.flush();
-        }
+        // Handlers that were about to post have done so when this returns.
+        self.flush();
         let qp = shared.qp();
-        if !qp.is_null() {
-            // SAFETY: The queue pair is valid, and nobody posts.
-            unsafe {
-                bindings::ib_drain_rq(qp);
-                bindings::ib_drain_sq(qp);
-            }
-        }
+        // SAFETY: The queue pair is valid, and nobody posts.
+        let still = qp.is_null() || unsafe { domain::halt(qp, self.domain.pd()) };
         // What operations hold is released while there still is a queue pair. The device does not
-        // touch any of it: it was not posted, or has been flushed.
+        // touch any of it: it was not posted, or not as a whole, and has been flushed.
         let orphans = shared.orphans.lock().take();
-        for mut list in [waiting, orphans] {
+        for (mut list, idle) in [(waiting, true), (orphans, still)] {
             while let Some(mut op) = list.pop() {
-                // SAFETY: See above.
-                unsafe { op.reset(shared, qp) };
-                shared.put_op(op);
+                if idle {
+                    // SAFETY: See above.
+                    unsafe { op.reset(shared, qp) };
+                    shared.put_op(op);
+                } else {
+                    // As if it had been posted.
+                    shared.note_op(op.number, KBox::into_raw(op));
+                }
             }
         }
         // INVARIANT: There is no queue pair as far as others are concerned.
         shared.qp.store(core::ptr::null_mut(), Release);
         if let (Some((send_cq, _)), false) = (&self.cqs, qp.is_null()) {
             // SAFETY: The queue pair is drained, and the operations of others are not in use.
-            unsafe { shared.release_lost(qp, send_cq) };
+            unsafe { shared.release_lost(qp, send_cq, still) };
         }
         // SAFETY: The identifier is valid; nobody uses its queue pair.
         let raw = unsafe {
@@ -598,7 +606,7 @@ impl<S: Service> ServerConn<S> {
         // What the device never completed is still on the lists. It is taken back now: the queues
         // are gone.
         shared.reap_receives();
-        shared.reap_ops();
+        shared.reap_ops(still);
         self.domain.set_quiesced();
         shared.service.ended();
         shared.trim();

@@ -13,7 +13,6 @@
 use super::{
     cq::Cq,
     device::Link,
-    domain,
     op::Op,
     server::{
         Service,
@@ -297,9 +296,9 @@ impl<S: Service> Shared<S> {
     ///
     /// # Safety
     ///
-    /// `qp` is the queue pair of the connection, was drained, and is not what [`Self::qp`] returns
-    /// any more. `send_cq` is its completion queue.
-    pub(super) unsafe fn release_lost(&self, qp: *mut bindings::ib_qp, send_cq: &Cq) {
+    /// `qp` is the queue pair of the connection, and not what [`Self::qp`] returns any more. If `still`, it was
+    /// stopped and drained. `send_cq` is its completion queue.
+    pub(super) unsafe fn release_lost(&self, qp: *mut bindings::ib_qp, send_cq: &Cq, still: bool) {
         let posted = || {
             let entries = self.posted_ops.iter();
             entries.filter_map(|entry| NonNull::new(entry.load(Relaxed)))
@@ -311,13 +310,10 @@ impl<S: Service> Shared<S> {
         if posted().next().is_none() {
             return;
         }
-        // The core has asked for that, and did not say whether it came to be.
-        // SAFETY: The queue pair is valid.
-        let stopped = unsafe { domain::stop(qp) };
         let mut count = 0u32;
         for mut op in posted() {
             count = count.saturating_add(1);
-            if stopped.is_ok() {
+            if still {
                 // SAFETY: It is there until `reap_ops`, and nobody else has it: see above. A queue
                 // pair in the error state transfers nothing.
                 unsafe { op.as_mut().reset(self, qp) };
@@ -329,29 +325,29 @@ impl<S: Service> Shared<S> {
             self.limits().device,
             count,
             self.peer().text(),
-            if stopped.is_ok() {
+            if still {
                 ""
             } else {
-                ", nor stopped: what they had mapped is lost"
+                ", nor stopped: their memory is lost"
             }
         );
     }
 
-    /// Frees what is posted.
+    /// Frees what is posted, but for what the device may use if the queue pair was not stopped.
     ///
     /// The queue pair and the completion queues are gone: `ServerConn::tear_down` alone calls this.
-    pub(super) fn reap_ops(&self) {
+    pub(super) fn reap_ops(&self, still: bool) {
         for entry in self.posted_ops.iter() {
             let raw = entry.xchg(core::ptr::null_mut(), Full);
             if let Some(raw) = NonNull::new(raw) {
                 // SAFETY: Leaked when it was posted; there is no completion any more.
-                let mut op = unsafe { KBox::from_raw(raw.as_ptr()) };
-                // The core needs the queue pair to release them. There are none but those of
-                // devices that `release_lost` could not stop: their mappings are lost.
-                while let Some(rw) = op.rws.pop() {
-                    core::mem::forget(rw);
+                let op = unsafe { KBox::from_raw(raw.as_ptr()) };
+                if still {
+                    // `release_lost` has released its contexts.
+                    self.put_op(op);
+                } else {
+                    Op::lose(op);
                 }
-                self.put_op(op);
             }
         }
     }

@@ -99,6 +99,15 @@ pub(super) struct Job {
     _token: Token,
 }
 
+impl Job {
+    pub(super) fn new(number: u32, alive: &Arc<Atomic<u32>>) -> Self {
+        Self {
+            number,
+            _token: Token::new(alive),
+        }
+    }
+}
+
 /// The memory of a reply.
 pub(super) struct Source {
     buf: KBuf,
@@ -454,10 +463,7 @@ pub(super) fn post_read(
     let bytes = pages.len() * PAGE_SIZE;
     let mut read = conn.read(pages)?;
     read.add(KEY, 0, 0, bytes)?;
-    read.post(Job {
-        number,
-        _token: Token::new(alive),
-    })
+    read.post(Job::new(number, alive))
 }
 
 /// A page that somebody else has, too.

@@ -7,6 +7,7 @@ use core::{
     marker::PhantomData,
     ptr::NonNull, //
 };
+use kernel::page::PAGE_SIZE;
 
 /// A physically contiguous piece of memory, as a scatterlist entry takes it: a page, an offset from
 /// its start and a length. It may reach into the pages that follow the first one physically.
@@ -79,6 +80,13 @@ impl<'a> Region<'a> {
     /// The size in bytes.
     pub(crate) fn len(&self) -> u32 {
         self.len
+    }
+
+    /// Whether nothing but the boundary of pages is between this piece and one before it that ends at `end`, as
+    /// far as those who see pages one after the other are concerned.
+    pub(crate) fn adjoins(&self, end: u32) -> bool {
+        // CAST: A page size fits.
+        (end | self.offset) & (PAGE_SIZE as u32).wrapping_sub(1) == 0
     }
 
     /// Where the memory ends, counted from the start of [`Self::page`].

@@ -105,6 +105,12 @@ impl Gauge {
         // Arithmetic is modulo 2^64.
         self.add(n.wrapping_neg());
     }
+
+    /// How many there are, for tests.
+    #[cfg(CONFIG_KUNIT = "y")]
+    pub(crate) fn get(&self) -> u64 {
+        self.0.get()
+    }
 }
 
 /// Shows a counter, or resets it.

@@ -27,7 +27,8 @@ struct Inner<T: Tick> {
 
 impl<T: Tick> Inner<T> {
     fn queue(&self) {
-        // SAFETY: By the type invariant; the module's queue outlives all tickers.
+        // SAFETY: By the type invariant. The module's queue outlives all tickers: those of connections are
+        // parts of them, which nobody forgets, and keep the transport, which keeps the module.
         unsafe { self.work.queue(self.period) };
     }
 }

@@ -18,7 +18,10 @@ use super::{
     tunables, //
 };
 use crate::{
-    ib::Message,
+    ib::{
+        Message,
+        Read, //
+    },
     rt::err,
     sunrpc::CallRqst,
     trace,
@@ -52,42 +55,81 @@ pub(super) fn receive(
         Work::Message(message) => message,
     };
     tunables::RECEIVES.add(1);
+    let outcome = take_up(conn, &message, rqst)?;
+    // The client may send the next one when it has the answer to this one: its buffer is there before that.
+    drop(message);
+    match outcome {
+        Outcome::Call(ctxt) => Ok(Some(ctxt)),
+        Outcome::Nothing => Ok(None),
+        Outcome::Refused(error) => refuse(conn, &error),
+        Outcome::Reads(reads, job, xid) => match reads.post(job) {
+            Ok(waits) => {
+                if waits {
+                    tunables::STARVED.add(1);
+                }
+                Ok(None)
+            }
+            // Row S49: more work requests than the send queue has.
+            Err(e) if e == err::emsgsize() => refuse(conn, &bad_chunk(xid)),
+            Err(e) => Err(e),
+        },
+    }
+}
+
+/// What has become of a message.
+enum Outcome<'c> {
+    /// A call is complete.
+    Call(KBox<CallCtxt>),
+    /// Nothing is left to do.
+    Nothing,
+    /// It makes no sense.
+    Refused(CallError),
+    /// This has to be read first, for the call with this XID.
+    Reads(Read<'c, Peer>, Job, u32),
+}
+
+/// Takes from a message what there is.
+fn take_up<'c>(
+    conn: &'c Connection,
+    message: &Message<Peer>,
+    rqst: &mut CallRqst<'_>,
+) -> Result<Outcome<'c>> {
     let bytes = message.bytes();
     if wire::is_backward_reply(bytes) && rqst.has_bc() {
         bc::receive(rqst, bytes);
-        return Ok(None);
+        return Ok(Outcome::Nothing);
     }
     let call = match wire::decode_call(bytes, &conn.limits) {
         Ok(call) => call,
         Err(error) => {
-            trace_bad(&message, &error);
-            return refuse(conn, &error);
+            trace_bad(message, &error);
+            return Ok(Outcome::Refused(error));
         }
     };
-    trace_call(&message, &call);
+    trace_call(message, &call);
     if !call.reads.is_empty() {
         return read(conn, &call, bytes, message.cid(), rqst);
     }
     if call.proc != Proc::Msg || call.inline.is_empty() {
         // Rows W39 and X61: the client need not wait for its timeout.
-        return refuse(conn, &bad_chunk(&call));
+        return Ok(Outcome::Refused(bad_chunk(call.xid)));
     }
     rqst.write(0, call.inline)?;
     rqst.set_linear(call.inline.len())?;
-    Ok(Some(conn.take_ctxt(&call, bytes)?))
+    Ok(Outcome::Call(conn.take_ctxt(&call, bytes)?))
 }
 
-/// Starts to read what belongs to a call.
-fn read(
-    conn: &Connection,
+/// Prepares to read what belongs to a call.
+fn read<'c>(
+    conn: &'c Connection,
     call: &Call<'_>,
     bytes: &[u8],
     cid: trace::Cid,
     rqst: &mut CallRqst<'_>,
-) -> Result<Option<KBox<CallCtxt>>> {
+) -> Result<Outcome<'c>> {
     let Ok(plan) = Plan::new(call, rqst.max_pages()) else {
         // Row W37, but the connection stays: nothing was touched.
-        return refuse(conn, &bad_chunk(call));
+        return Ok(Outcome::Refused(bad_chunk(call.xid)));
     };
     let mut ctxt = conn.take_ctxt(call, bytes)?;
     let mut to_read = false;
@@ -102,7 +144,7 @@ fn read(
     if !to_read {
         // All segments are empty.
         plan.shape.apply(rqst)?;
-        return Ok(Some(ctxt));
+        return Ok(Outcome::Call(ctxt));
     }
     let spare = core::mem::take(&mut ctxt.spare);
     let pages = rqst.take_pages(spare, plan.shape.page_count())?;
@@ -122,17 +164,7 @@ fn read(
         shape: plan.shape,
         cid,
     };
-    match reads.post(job) {
-        Ok(waits) => {
-            if waits {
-                tunables::STARVED.add(1);
-            }
-            Ok(None)
-        }
-        // Row S49: more work requests than the send queue has.
-        Err(e) if e == err::emsgsize() => refuse(conn, &bad_chunk(call)),
-        Err(e) => Err(e),
-    }
+    Ok(Outcome::Reads(reads, job, call.xid))
 }
 
 #[inline]
@@ -193,9 +225,9 @@ fn trace_bad(message: &Message<Peer>, error: &CallError) {
     }
 }
 
-fn bad_chunk(call: &Call<'_>) -> CallError {
+fn bad_chunk(xid: u32) -> CallError {
     CallError::ErrChunk {
-        xid: call.xid,
+        xid,
         version: wire::VERSION,
         error: WireError::BadChunk,
     }

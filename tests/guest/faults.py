@@ -506,25 +506,49 @@ def client_memory(at):
             expect(xprt_stats(at)["connect_count"] > before, "there is no new connection")
 
 
-def bounced(at):
+def unaligned(name, data, at_page):
+    """Parts of pages are elsewhere in other pages, and do not adjoin what is next to them."""
+    fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
+    try:
+        room = memoryview(mmap.mmap(-1, at_page + len(data) + 4096))[at_page:at_page + len(data)]
+        room[:] = data
+        equal(os.pwritev(fd, [room], 0), len(data), "bytes written")
+        room[:] = bytes(len(data))
+        equal(os.preadv(fd, [room], 0), len(data), "bytes read")
+        expect(room == data, f"what is read of {len(data)} bytes differs")
+    finally:
+        os.close(fd)
+
+
+def secured():
+    """Calls and replies that are transferred as a whole have more pieces: head and tail, too."""
+    on_server("kerberos-up")
+    run("kerberos-up")
+    on_server(f"echo '{EXPORT} *(rw,async,no_root_squash,no_subtree_check,insecure,fsid=1,sec=sys:krb5i:krb5p)' "
+              ">/etc/exports && exportfs -ra")
+    try:
+        for flavour in ("krb5i", "krb5p"):
+            with check(f"{flavour}: data are right when DMA is by other memory", 240), server_folder("faults"), \
+                    mounted("4.2", f"sec={flavour}", server="server") as at:
+                for n in range(10):
+                    for size, at_page in ((20000, 512), (70000, 700), (6000, 3072), (1 << 20, 1024)):
+                        unaligned(f"{at}/faults/{flavour}", random_bytes(size, seed=n), at_page)
+                equal(xprt_stats(at)["connect_count"], 1, "connections")
+    finally:
+        on_server(f"echo '{EXPORT} *(rw,async,no_root_squash,no_subtree_check,insecure,fsid=1)' >/etc/exports && "
+                  "exportfs -ra; kerberos-down")
+        run("kerberos-down")
+
+
+def bounced(at, vers):
     """One that copies through memory of its own sees what is written after it was told to look."""
     with check("data are right when DMA is by other memory"):
         data = random_bytes(3 << 20)
         for name in range(3):
             write_file(f"{at}/faults/b{name}", data, direct=name != 1)
             expect(read_file(f"{at}/faults/b{name}", direct=name != 1) == data, "what is read differs")
-        # Parts of pages are elsewhere in other pages.
         for size, at_page in ((5000, 0), (70000, 0), (8192, 512), (1 << 20, 2048), (6000, 3072)):
-            fd = os.open(f"{at}/faults/bent", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_DIRECT)
-            try:
-                room = memoryview(mmap.mmap(-1, at_page + size + 4096))[at_page:at_page + size]
-                room[:] = data[:size]
-                equal(os.pwritev(fd, [room], 0), size, "bytes written")
-                room[:] = bytes(size)
-                equal(os.preadv(fd, [room], 0), size, "bytes read")
-                expect(room == data[:size], f"what is read of {size} bytes differs")
-            finally:
-                os.close(fd)
+            unaligned(f"{at}/faults/bent", data[:size], at_page)
         for n in range(300):
             write_file(f"{at}/faults/{'n' * 100}{n}", b"x" * n)
         equal(len([n for n in os.listdir(f"{at}/faults") if n.startswith("nnn")]), 300, "names")
@@ -553,6 +577,7 @@ def bounced(at):
                     expect(job.result() == small, "what is read differs")
             equal(counts(run, "map")[1], 100, "mappings that failed")
         with check("memory that cannot be registered: it is that call that fails, whoever sends it"):
+            errors = []
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 for _ in range(10):
                     # At first there is no room. When it is sent again somebody else has the transport.
@@ -561,7 +586,11 @@ def bounced(at):
                     job = pool.submit(read_file, f"{at}/faults/small", direct=True)
                     while not job.done():
                         os.statvfs(at)
-                    equal(getattr(job.exception(), "errno", None), errno.EIO, "error")
+                    errors.append(getattr(job.exception(), "errno", None))
+            # The slot of a session in which a call fails like this is one ahead of the server (row C58): when NFS
+            # has found that out, it sends the call once more, now and then.
+            expect(set(errors) <= {errno.EIO, *([] if vers == "3" else [None])}, f"errors {errors}")
+            expect(errno.EIO in errors, "there was no error")
         with check("no room to map a call's memory, for long: it waits, and somebody is told"):
             before = len(log(run))
             fail(run, "map", 0, -1)
@@ -612,7 +641,9 @@ def bouncing():
     on_server("nfsd-up")
     for vers in ("3", "4.2"):
         with server_folder("faults"), mounted(vers) as at:
-            bounced(at)
+            bounced(at, vers)
+    if run in sides():
+        secured()
     if SERVER_OURS:
         # The memory of processes is not for bouncing: the device uses it directly all the same.
         shell(run, f"[ ! -e {PARAMETERS} ] || echo 0 >{PARAMETERS}/bounce")

@@ -27,6 +27,7 @@
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
+#include <linux/random.h>
 #include <linux/scatterlist.h>
 #include <linux/slab.h>
 #include <linux/stacktrace.h>
@@ -419,8 +420,7 @@ static dma_addr_t map_phys(struct device *d, phys_addr_t phys, size_t size, enum
 			   unsigned long attrs)
 {
 	/* Less than a page begins at one slot or another, the rest with a page. */
-	static unsigned int slot;
-	unsigned int offset = size < PAGE_SIZE ? 2048 * (slot++ % 2) : 0;
+	unsigned int offset = size < PAGE_SIZE ? 2048 * get_random_u32_below(2) : 0;
 	struct mapping *m;
 	unsigned long flags;
 

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::bindings;
 use kernel::{
+    page::PAGE_SIZE,
     prelude::*,
     sync::SpinLock, //
 };
@@ -71,13 +72,17 @@ unsafe fn facts<'a>(dev: *mut bindings::ib_device) -> &'a SpinLock<Facts> {
 
 unsafe extern "C" fn alloc_pd(pd: *mut bindings::ib_pd, _: *mut bindings::ib_udata) -> c_int {
     // SAFETY: See above.
-    unsafe { facts((*pd).device) }.lock().ask(Asked::AllocPd);
+    let mut facts = unsafe { facts((*pd).device) }.lock();
+    facts.ask(Asked::AllocPd);
+    let _ = facts.pds.push_within_capacity(pd);
     0
 }
 
 unsafe extern "C" fn dealloc_pd(pd: *mut bindings::ib_pd, _: *mut bindings::ib_udata) -> c_int {
     // SAFETY: See above.
-    unsafe { facts((*pd).device) }.lock().ask(Asked::DeallocPd);
+    let mut facts = unsafe { facts((*pd).device) }.lock();
+    facts.ask(Asked::DeallocPd);
+    facts.pds.retain(|of| *of != pd);
     0
 }
 
@@ -150,12 +155,26 @@ unsafe extern "C" fn modify_qp(
     // CAST: A low bit.
     let to_state = mask & bindings::ib_qp_attr_mask_IB_QP_STATE as c_int != 0;
     // SAFETY: The attributes are valid.
-    if !to_state || unsafe { (*attr).qp_state } != bindings::ib_qp_state_IB_QPS_ERR {
+    let state = unsafe { (*attr).qp_state };
+    let stops = [
+        bindings::ib_qp_state_IB_QPS_ERR,
+        bindings::ib_qp_state_IB_QPS_RESET,
+    ];
+    if !to_state || !stops.contains(&state) {
         return 0;
     }
     {
         // SAFETY: See above.
         let mut facts = unsafe { facts((*qp).device) }.lock();
+        if facts.refusals.0 != 0 {
+            facts.refusals.0 -= 1;
+            return EIO.to_errno();
+        }
+        if state == bindings::ib_qp_state_IB_QPS_RESET {
+            facts.sends.clear();
+            facts.receives.clear();
+            return 0;
+        }
         if !facts.flushes {
             return 0;
         }
@@ -234,8 +253,17 @@ unsafe extern "C" fn alloc_mr(
 }
 
 unsafe extern "C" fn dereg_mr(mr: *mut bindings::ib_mr, _: *mut bindings::ib_udata) -> c_int {
-    // SAFETY: See above.
-    unsafe { facts((*mr).device) }.lock().ask(Asked::DeregMr);
+    {
+        // SAFETY: See above.
+        let mut facts = unsafe { facts((*mr).device) }.lock();
+        facts.ask(Asked::DeregMr);
+        facts.kept.retain(|of| *of != mr.cast());
+        if facts.refusals.1 != 0 {
+            facts.refusals.1 -= 1;
+            let _ = facts.kept.push_within_capacity(mr.cast());
+            return EIO.to_errno();
+        }
+    }
     // SAFETY: Made by `alloc_mr`; the core does not use it any more.
     drop(unsafe { KBox::from_raw(mr.cast::<RawMr>()) });
     0
@@ -273,6 +301,12 @@ unsafe extern "C" fn map_mr_sg(
             }
             return nents;
         }
+        let bends = facts((*mr).device).lock().bends;
+        let part = |at: usize| (*sg.add(at)).length as usize != PAGE_SIZE;
+        // CAST: Lists of tests are short.
+        let bend = (1..nents as usize).find(|at| bends && (part(at - 1) || part(*at)));
+        // CAST: As above.
+        let nents = bend.map_or(nents, |at| at as c_int);
         bindings::ib_sg_to_pages(mr, sg, nents, offset, Some(set_page))
     }
 }
@@ -325,7 +359,8 @@ unsafe fn asked_by(wr: *const bindings::ib_send_wr, signalled: bool) -> Asked {
             bindings::ib_wr_opcode_IB_WR_SEND_WITH_INV => {
                 Asked::SendInvalidate((*wr).ex.invalidate_rkey)
             }
-            bindings::ib_wr_opcode_IB_WR_RDMA_READ => rdma(Asked::Read),
+            bindings::ib_wr_opcode_IB_WR_RDMA_READ
+            | bindings::ib_wr_opcode_IB_WR_RDMA_READ_WITH_INV => rdma(Asked::Read),
             bindings::ib_wr_opcode_IB_WR_RDMA_WRITE => rdma(Asked::Write),
             _ => Asked::Send(signalled),
         }

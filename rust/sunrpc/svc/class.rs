@@ -456,8 +456,10 @@ unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
     // The removal of a device may wait for it, and file systems for that.
     queue::without_fs(|| {
-        if let Some(conn) = xprt.conn() {
-            T::detach(&conn);
+        match xprt.conn() {
+            Some(conn) => T::detach(&conn),
+            // It is gone, or about to be.
+            None => xprt.core.wait_end(),
         }
         if let Some(listener) = xprt.listener() {
             T::stop(listener);

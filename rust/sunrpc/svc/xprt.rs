@@ -111,6 +111,12 @@ impl Core {
         };
         inc_not_zero(count)
     }
+
+    /// Waits for the worker that ends the connection, if it was asked for. Sleeps; not from that worker.
+    pub(super) fn wait_end(&self) {
+        // SAFETY: The item was initialised with the transport.
+        unsafe { bindings::flush_work(self.end_work.get()) };
+    }
 }
 
 /// Counts one more, unless it is all over.
