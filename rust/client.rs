@@ -50,7 +50,6 @@ use crate::{
         ClientStats,
         ClientTransport,
         Closing,
-        CreateArgs,
         SendError,
         SendLock,
         SendRqst,
@@ -119,7 +118,7 @@ impl ClientTransport for Rdma {
     // CAST: A small product.
     const MAX_PAYLOAD: usize = MAX_PAGES as usize * PAGE_SIZE;
 
-    fn setup(_args: &CreateArgs<'_>) -> impl PinInit<Self, Error> {
+    fn setup() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             stats: Stats::new()?,
             inline: Atomic::new(wire::INLINE_DEFAULT),
@@ -127,7 +126,7 @@ impl ClientTransport for Rdma {
         }? Error)
     }
 
-    fn slots(_args: &CreateArgs<'_>) -> u32 {
+    fn slots() -> u32 {
         tunables::slots()
     }
 
@@ -200,10 +199,6 @@ impl ClientTransport for Rdma {
         (xprt.inner().inline.load(Relaxed) as usize)
             .min(PAGE_SIZE)
             .saturating_sub(wire::HDR_MIN)
-    }
-
-    fn bc_ready(&self) {
-        // The Receives for callbacks are posted with all others.
     }
 
     fn stats(&self) -> ClientStats {

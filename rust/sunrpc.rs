@@ -47,10 +47,7 @@ pub(crate) use self::trial::{
     TrialTask, //
 };
 pub(crate) use self::{
-    class::{
-        register as register_client,
-        CreateArgs, //
-    },
+    class::register as register_client,
     rqst::{
         BcReply,
         PinnedRqst,
@@ -147,17 +144,18 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
     /// State that belongs to the holder of the transport's lock.
     type Locked: Default + Send;
 
-    /// Row B2: how many callbacks are offered to a server; there is room for twice as many.
+    /// Row B2: how many callbacks are offered to a server; there is room for twice as many. The transport always has
+    /// Receives for them.
     const BC_SLOTS: u32;
 
     /// Row C19: the largest payload of one RPC, in bytes.
     const MAX_PAYLOAD: usize;
 
     /// How many RPCs there can be at a time (row C1). Called before [`Self::setup`].
-    fn slots(args: &CreateArgs<'_>) -> u32;
+    fn slots() -> u32;
 
     /// Makes the state of a transport. It connects later. May sleep.
-    fn setup(args: &CreateArgs<'_>) -> impl PinInit<Self, Error>;
+    fn setup() -> impl PinInit<Self, Error>;
 
     /// Connects, and waits for the outcome. Runs in the module's work queue.
     ///
@@ -193,9 +191,6 @@ pub(crate) trait ClientTransport: Sized + Send + Sync + 'static {
 
     /// Row B2: how long a callback can be, in bytes. Must not sleep; there may be no connection.
     fn bc_max_payload(xprt: &Xprt<Self>) -> usize;
-
-    /// A session wants callbacks: Receives for them are to be posted from now on. May sleep.
-    fn bc_ready(&self);
 
     /// The transport's numbers of the statistics line. May run at any time.
     fn stats(&self) -> ClientStats;

@@ -417,9 +417,7 @@ impl<P: Protocol> Cx<'_, P> {
             rest,
             pending,
         });
-        let Some(last) = NonNull::new(KBox::into_raw(last)) else {
-            return Ok(());
-        };
+        let last = NonNull::from(KBox::leak(last));
         // SAFETY: Just leaked, and either new to this function or handed back by a completion.
         let noted = unsafe { self.inner().fence(last) };
         // SAFETY: `LOCAL_INV`s of registered regions of this connection, which stay until the last

@@ -427,7 +427,8 @@ impl Port {
         let Some(list) = &mut *waiting else {
             return false;
         };
-        if list.len() >= MAX_WAITING {
+        // What is pushed below has room.
+        if list.len() >= MAX_WAITING.min(list.capacity()) {
             drop(waiting);
             // SAFETY: The identifier is valid.
             let (client, device) = unsafe {
@@ -461,7 +462,7 @@ impl Port {
                 peer_reads: conn.initiator_depth,
             },
         );
-        // There is room: see above, and `Listener::new`.
+        // There is room: see above.
         let accepted = list.push_within_capacity(incoming).is_ok();
         drop(waiting);
         accepted

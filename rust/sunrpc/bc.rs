@@ -245,7 +245,6 @@ pub(super) unsafe extern "C" fn bc_setup<T: ClientTransport>(
             Err(error) => return error.to_errno(),
         }
     }
-    xprt.inner().bc_ready();
     0
 }
 

@@ -23,11 +23,8 @@ use crate::{
     bindings,
     rt::{
         module_ref::ModuleRef,
-        net::{
-            Net,
-            SockAddr, //
-        },
-        queue,
+        net::SockAddr,
+        queue, //
     },
 };
 use core::cell::UnsafeCell;
@@ -41,25 +38,6 @@ const BIND_TIMEOUT: usize = 60 * bindings::HZ;
 
 /// After how long without calls a connection is closed, in jiffies (row C10).
 const IDLE_TIMEOUT: usize = 300 * bindings::HZ;
-
-/// What a new transport is to be like.
-pub(crate) struct CreateArgs<'a> {
-    net: Net<'a>,
-    addr: SockAddr,
-}
-
-#[expect(dead_code, reason = "no transport depends on it yet")]
-impl CreateArgs<'_> {
-    /// The network namespace of the mount.
-    pub(crate) fn net(&self) -> Net<'_> {
-        self.net
-    }
-
-    /// The server's address.
-    pub(crate) fn addr(&self) -> SockAddr {
-        self.addr
-    }
-}
 
 /// The class `rdma` (row M9).
 static CLASS: Class<3> = Class::new(
@@ -99,12 +77,7 @@ pub(super) unsafe fn create<T: ClientTransport>(
     // SAFETY: By the contract of this function the address has that length.
     let addr = unsafe { SockAddr::copy_from(args.dstaddr, args.addrlen) }.ok_or(EBADF)?;
     let module = ModuleRef::try_get().ok_or(EIO)?;
-    let wanted = CreateArgs {
-        // SAFETY: The mount holds a reference to its namespace.
-        net: unsafe { Net::from_raw(args.net) },
-        addr,
-    };
-    let slots = T::slots(&wanted).max(1);
+    let slots = T::slots().max(1);
 
     // SAFETY: The namespace is valid. The memory is aligned as its size is, at least, and so well
     // enough for the type.
@@ -140,7 +113,7 @@ pub(super) unsafe fn create<T: ClientTransport>(
         ScopeGuard::new_with_data(locked, |locked| core::ptr::drop_in_place(locked))
     };
     // SAFETY: As above.
-    unsafe { T::setup(&wanted).__pinned_init(&raw mut (*xprt).inner)? };
+    unsafe { T::setup().__pinned_init(&raw mut (*xprt).inner)? };
 
     locked.dismiss();
     own.dismiss();
