@@ -44,7 +44,7 @@ use crate::{
         completion::Completion,
         pages::{
             Lease,
-            Region, //
+            Piece, //
         },
         stack::Stack, //
     },
@@ -112,12 +112,12 @@ impl<P: Protocol> Exposing<P> {
         mut take: impl FnMut() -> Result<Mr<P>, E>,
         mut name: impl FnMut(&Named<'_, P>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let mut regions = self.lease.regions(part).peekable();
-        while regions.peek().is_some() {
-            let handle = add(&mut self.mrs, take()?, &mut regions, access, tag)?;
+        let mut pieces = self.lease.pieces(part).peekable();
+        while pieces.peek().is_some() {
+            let handle = add(&mut self.mrs, take()?, &mut pieces, access, tag)?;
             name(&Named {
                 handle,
-                is_last: regions.peek().is_none(),
+                is_last: pieces.peek().is_none(),
                 mr: self.mrs.top().ok_or(EINVAL)?,
             })?;
         }
@@ -185,17 +185,17 @@ fn are_of<P: Protocol>(mrs: &mut Stack<MrCtx<P>>, inner: &Arc<Inner<P>>) -> bool
     ours
 }
 
-/// Adds a memory region to `mrs`, with as many of `regions` as it can hold.
+/// Adds a memory region to `mrs`, with as many of `pieces` as it can hold.
 fn add<'a, P: Protocol>(
     mrs: &mut Stack<MrCtx<P>>,
     mr: Mr<P>,
-    regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
+    pieces: &mut core::iter::Peekable<impl Iterator<Item = Piece<'a>> + Clone>,
     access: Access,
     tag: u32,
 ) -> Result<Handle> {
     let mut mr = mr.0;
     let mapped = if are_of(mrs, &mr.inner) {
-        mr.map(regions, access, tag)
+        mr.map(pieces, access, tag)
     } else {
         Err(EINVAL)
     };

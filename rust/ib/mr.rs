@@ -30,7 +30,7 @@ use super::{
 use crate::{
     bindings,
     rt::{
-        pages::Region,
+        pages::Piece,
         stack::{
             Linked,
             Stack, //
@@ -111,15 +111,15 @@ impl<P: Protocol> MrCtx<P> {
         self.raw.traced()
     }
 
-    /// Maps as many of `regions` as fit into one memory region and prepares the work request that
+    /// Maps as many of `pieces` as fit into one memory region and prepares the work request that
     /// registers them: see [`RawMr::map`].
     pub(super) fn map<'a>(
         &mut self,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
+        pieces: &mut core::iter::Peekable<impl Iterator<Item = Piece<'a>> + Clone>,
         access: Access,
         tag: u32,
     ) -> Result<Handle> {
-        let handle = self.raw.map(regions, access, tag)?;
+        let handle = self.raw.map(pieces, access, tag)?;
         self.reg = pin_init::zeroed();
         self.reg.wr.opcode = bindings::ib_wr_opcode_IB_WR_REG_MR;
         self.reg.wr.__bindgen_anon_1.wr_cqe = self.inner.err_cqe();

@@ -395,7 +395,7 @@ impl<S: Service> Read<'_, S> {
             return Err(EINVAL);
         };
         let mut missing = len;
-        let pieces = pages.regions(at, len).inspect(|piece| {
+        let pieces = pages.pieces(at, len).inspect(|piece| {
             // CAST: 32 bits fit.
             missing = missing.saturating_sub(piece.len() as usize);
         });

@@ -12,7 +12,7 @@ use crate::{
     bindings,
     rt::{
         err,
-        pages::Region,
+        pages::Piece,
         ratelimit::say, //
     },
     trace, //
@@ -171,25 +171,25 @@ impl RawMr {
         (self.id(), addr, dir.as_raw())
     }
 
-    /// Maps as many of `regions` as fit into one memory region, under a new key.
+    /// Maps as many of `pieces` as fit into one memory region, under a new key.
     ///
     /// `tag` becomes the upper half of the address (row W16). An error leaves nothing mapped.
     pub(super) fn map<'a>(
         &mut self,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>> + Clone>,
+        pieces: &mut core::iter::Peekable<impl Iterator<Item = Piece<'a>> + Clone>,
         access: Access,
         tag: u32,
     ) -> Result<Handle> {
         // CAST: At most a few hundred.
         let mut most = self.sg.len() as u32;
         // Where there may be gaps, all pieces fit in any case.
-        let before = (!self.gaps).then(|| regions.clone());
+        let before = (!self.gaps).then(|| pieces.clone());
         loop {
-            match (self.map_some(regions, most, access, tag), &before) {
+            match (self.map_some(pieces, most, access, tag), &before) {
                 // Each time there are fewer.
                 (Err(Unmapped::Bent(fit)), Some(before)) if fit < most => {
                     most = fit;
-                    regions.clone_from(before);
+                    pieces.clone_from(before);
                 }
                 (Err(Unmapped::Bent(_)), _) => return Err(EIO),
                 (Err(Unmapped::Failed(e)), _) => return Err(e),
@@ -198,10 +198,10 @@ impl RawMr {
         }
     }
 
-    /// Maps at most so many of `regions`.
+    /// Maps at most so many of `pieces`.
     fn map_some<'a>(
         &mut self,
-        regions: &mut core::iter::Peekable<impl Iterator<Item = Region<'a>>>,
+        pieces: &mut core::iter::Peekable<impl Iterator<Item = Piece<'a>>>,
         most: u32,
         access: Access,
         tag: u32,
@@ -211,28 +211,28 @@ impl RawMr {
         let mut end = 0u32;
         let gaps = self.gaps;
         for entry in self.sg.iter_mut() {
-            let fits = |region: &Region<'a>| {
+            let fits = |piece: &Piece<'a>| {
                 // Passing ones come last, or the next memory region takes them.
                 nents == 0
                     || nents < most
-                        && (gaps || region.adjoins(end))
-                        && (held.is_none() || region.is_passing())
+                        && (gaps || piece.adjoins(end))
+                        && (held.is_none() || piece.is_passing())
             };
             // Not `next_if`, which has a way to panic.
-            let Some(region) = regions.peek().filter(|region| fits(region)) else {
+            let Some(piece) = pieces.peek().filter(|piece| fits(piece)) else {
                 break;
             };
-            // SAFETY: The entry is one of an initialised table; the region is valid memory.
+            // SAFETY: The entry is one of an initialised table; the piece is valid memory.
             unsafe {
-                bindings::sg_set_page(entry, region.page().as_ptr(), region.len(), region.offset());
+                bindings::sg_set_page(entry, piece.page().as_ptr(), piece.len(), piece.offset());
             }
-            if region.is_passing() {
+            if piece.is_passing() {
                 // SAFETY: The page is there, and references to it can be taken.
-                unsafe { bindings::get_page(region.page().as_ptr()) };
+                unsafe { bindings::get_page(piece.page().as_ptr()) };
                 held.get_or_insert(nents);
             }
-            end = region.end();
-            regions.next();
+            end = piece.end();
+            pieces.next();
             nents = nents.wrapping_add(1);
         }
         // INVARIANT: References were taken for these entries.

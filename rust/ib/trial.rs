@@ -50,7 +50,7 @@ use crate::{
         net::SockAddr,
         pages::{
             Lease,
-            Region, //
+            Piece, //
         }, //
     },
 };
@@ -114,9 +114,9 @@ pub(super) struct Pages<'l> {
 }
 
 impl<'l> Iterator for Pages<'l> {
-    type Item = Region<'l>;
+    type Item = Piece<'l>;
 
-    fn next(&mut self) -> Option<Region<'l>> {
+    fn next(&mut self) -> Option<Piece<'l>> {
         let number = self.pages.next()?;
         let whole = (0, PAGE_SIZE as u32);
         let (offset, len) = self.pieces.get(number).copied().unwrap_or(whole);
@@ -124,16 +124,16 @@ impl<'l> Iterator for Pages<'l> {
         // SAFETY: The page is part of memory from kmalloc, which is aligned to pages by its size.
         let page = unsafe { bindings::virt_to_page(self.buf.as_ptr().add(at).cast()) };
         // SAFETY: As above; the lease keeps it. Tests list pieces of pages only.
-        Some(unsafe { Region::new(NonNull::new(page)?, offset, len) })
+        Some(unsafe { Piece::new(NonNull::new(page)?, offset, len) })
     }
 }
 
 // SAFETY: The buffer is the value's own.
 unsafe impl Lease for Memory {
     type Part<'a> = Range<usize>;
-    type Regions<'l> = Pages<'l>;
+    type Pieces<'l> = Pages<'l>;
 
-    fn regions<'l>(&'l self, part: &'l Range<usize>) -> Pages<'l> {
+    fn pieces<'l>(&'l self, part: &'l Range<usize>) -> Pages<'l> {
         Pages {
             buf: &self.buf,
             pieces: self.pieces,

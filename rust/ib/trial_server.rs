@@ -37,7 +37,7 @@ use crate::{
             Net,
             SockAddr, //
         },
-        pages::Region,
+        pages::Piece,
         pagevec::{
             PageVec,
             Payload, //
@@ -116,7 +116,7 @@ pub(super) struct Source {
 
 // SAFETY: The buffer is the value's own, and stays where it is when that moves.
 unsafe impl Payload for Source {
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {
         let mut at = at;
         let end = (at + len).min(self.buf.len());
         core::iter::from_fn(move || {
@@ -129,7 +129,7 @@ unsafe impl Payload for Source {
             let page = unsafe { bindings::virt_to_page(self.buf.as_ptr().add(at).cast()) };
             at += take;
             // SAFETY: As above; the value keeps it.
-            Some(unsafe { Region::new(NonNull::new(page)?, offset as u32, take as u32) })
+            Some(unsafe { Piece::new(NonNull::new(page)?, offset as u32, take as u32) })
         })
     }
 

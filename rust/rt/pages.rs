@@ -15,10 +15,10 @@ use kernel::page::PAGE_SIZE;
 /// # Invariants
 ///
 /// The memory stays valid, and open to access by devices, for `'a`. `len` is not 0 and
-/// `offset + len` does not overflow. If the region is passing, all of it is inside one page that
+/// `offset + len` does not overflow. If the piece is passing, all of it is inside one page that
 /// references can be taken to.
 #[derive(Clone, Copy)]
-pub(crate) struct Region<'a> {
+pub(crate) struct Piece<'a> {
     page: NonNull<bindings::page>,
     offset: u32,
     len: u32,
@@ -26,7 +26,7 @@ pub(crate) struct Region<'a> {
     _memory: PhantomData<&'a [u8]>,
 }
 
-impl<'a> Region<'a> {
+impl<'a> Piece<'a> {
     /// Describes memory.
     ///
     /// # Safety
@@ -51,7 +51,7 @@ impl<'a> Region<'a> {
     ///
     /// # Safety
     ///
-    /// The region is inside one page, which was allocated as such, so that it is freed when its
+    /// The piece is inside one page, which was allocated as such, so that it is freed when its
     /// last reference is dropped.
     pub(crate) unsafe fn passing(self) -> Self {
         // INVARIANT: As promised by the caller.
@@ -100,15 +100,15 @@ impl<'a> Region<'a> {
 ///
 /// # Safety
 ///
-/// What [`Self::regions`] describes stays, and open to access by devices, as long as the value
-/// exists, wherever that is moved to; with the exception of regions that are passing.
+/// What [`Self::pieces`] describes stays, and open to access by devices, as long as the value
+/// exists, wherever that is moved to; with the exception of pieces that are passing.
 pub(crate) unsafe trait Lease: Send + 'static {
     /// Names a part of the memory.
     type Part<'a>;
     /// The pieces of a part.
-    type Regions<'l>: Iterator<Item = Region<'l>> + Clone;
+    type Pieces<'l>: Iterator<Item = Piece<'l>> + Clone;
 
     /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not
     /// this value's.
-    fn regions<'l>(&'l self, part: &'l Self::Part<'_>) -> Self::Regions<'l>;
+    fn pieces<'l>(&'l self, part: &'l Self::Part<'_>) -> Self::Pieces<'l>;
 }

@@ -4,7 +4,7 @@
 //!
 //! C header: [include/linux/mm.h](srctree/include/linux/mm.h)
 
-use super::pages::Region;
+use super::pages::Piece;
 use crate::bindings;
 use core::ptr::NonNull;
 use kernel::{
@@ -102,7 +102,7 @@ impl PageVec {
     /// `len` bytes from byte `at` on, the pages being seen as one after the other.
     ///
     /// Ends early where the pages end.
-    pub(crate) fn regions(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
+    pub(crate) fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {
         let mut at = at;
         let mut left = len;
         core::iter::from_fn(move || {
@@ -117,7 +117,7 @@ impl PageVec {
             // CAST: Both are at most the size of a page.
             // SAFETY: The page stays as long as `self` is borrowed, the piece is inside it, and
             // not empty.
-            Some(unsafe { Region::new(page, offset as u32, take as u32) })
+            Some(unsafe { Piece::new(page, offset as u32, take as u32) })
         })
     }
 }
@@ -142,7 +142,7 @@ impl Drop for PageVec {
 /// value exists, wherever that is moved to. What is in it may change: pages of files can be among it.
 pub(crate) unsafe trait Payload: Send + 'static {
     /// The pieces of memory of `len` bytes from byte `at` on.
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>>;
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Piece<'_>>;
 
     /// How many pages it keeps.
     fn pages(&self) -> usize;

@@ -5,7 +5,7 @@
 use super::{
     xdr::{
         Parts,
-        Regions,
+        Pieces,
         XdrView, //
     },
     SlotState, //
@@ -159,7 +159,7 @@ pub(crate) struct MsgPart<'a> {
 impl MsgPart<'_> {
     /// The length in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.view.regions(self.parts).remaining()
+        self.view.pieces(self.parts).remaining()
     }
 }
 
@@ -168,16 +168,16 @@ impl MsgPart<'_> {
 // what is passing.
 unsafe impl Lease for PayloadLease {
     type Part<'a> = MsgPart<'a>;
-    type Regions<'l> = Regions<'l>;
+    type Pieces<'l> = Pieces<'l>;
 
-    fn regions<'l>(&'l self, part: &'l MsgPart<'_>) -> Regions<'l> {
+    fn pieces<'l>(&'l self, part: &'l MsgPart<'_>) -> Pieces<'l> {
         // The lease of another slot says nothing about this memory.
         let parts = if part.id == self.id {
             part.parts
         } else {
             Parts::NONE
         };
-        part.view.regions(parts)
+        part.view.pieces(parts)
     }
 }
 

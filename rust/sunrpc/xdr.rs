@@ -6,7 +6,7 @@
 
 use crate::{
     bindings,
-    rt::pages::Region, //
+    rt::pages::Piece, //
 };
 use core::{
     marker::PhantomData,
@@ -266,8 +266,8 @@ impl<'a> XdrView<'a> {
     /// head, pages, tail; none reaches over the end of a page.
     ///
     /// Ends early when a page is missing; compare the sum of the lengths if that matters.
-    pub(super) fn regions(&self, parts: Parts) -> Regions<'a> {
-        Regions {
+    pub(super) fn pieces(&self, parts: Parts) -> Pieces<'a> {
+        Pieces {
             view: *self,
             head: if parts.head { self.head_len() } else { 0 },
             pages: if parts.pages { self.page_len() } else { 0 },
@@ -306,9 +306,9 @@ impl Parts {
     };
 }
 
-/// The pieces of a message: see [`XdrView::regions`].
+/// The pieces of a message: see [`XdrView::pieces`].
 #[derive(Clone)]
-pub(crate) struct Regions<'a> {
+pub(crate) struct Pieces<'a> {
     view: XdrView<'a>,
     /// Bytes to go through, for each part; 0 when it is finished or not wanted.
     head: usize,
@@ -318,7 +318,7 @@ pub(crate) struct Regions<'a> {
     at: usize,
 }
 
-impl<'a> Regions<'a> {
+impl<'a> Pieces<'a> {
     /// How many bytes are left.
     pub(super) fn remaining(&self) -> usize {
         self.head
@@ -327,7 +327,7 @@ impl<'a> Regions<'a> {
             .saturating_sub(self.at)
     }
 
-    fn kvec(&mut self, kvec: &bindings::kvec, len: usize) -> Option<(Region<'a>, bool)> {
+    fn kvec(&mut self, kvec: &bindings::kvec, len: usize) -> Option<(Piece<'a>, bool)> {
         let left = len.checked_sub(self.at).filter(|left| *left != 0)?;
         let address = kvec.iov_base.wrapping_byte_add(self.at);
         // SAFETY: The function only looks at the address.
@@ -342,26 +342,26 @@ impl<'a> Regions<'a> {
         // CAST: Both are at most the size of a page.
         // SAFETY: By the invariant of `XdrView` the memory stays for 'a. It is inside one page
         // of the linear map, and `take` is not 0.
-        let mut region = unsafe { Region::new(page, offset as u32, take as u32) };
+        let mut piece = unsafe { Piece::new(page, offset as u32, take as u32) };
         if self.view.passing == Some(page) {
             // SAFETY: By the invariant of `XdrView`, and the piece is inside the page.
-            region = unsafe { region.passing() };
+            piece = unsafe { piece.passing() };
         }
-        Some((region, take == left))
+        Some((piece, take == left))
     }
 }
 
-impl<'a> Iterator for Regions<'a> {
-    type Item = Region<'a>;
+impl<'a> Iterator for Pieces<'a> {
+    type Item = Piece<'a>;
 
     fn next(&mut self) -> Option<Self::Item> {
         let buf = self.view.buf;
         if self.head != 0 {
-            let (region, last) = self.kvec(&buf.head, self.head)?;
+            let (piece, last) = self.kvec(&buf.head, self.head)?;
             if last {
                 (self.head, self.at) = (0, 0);
             }
-            return Some(region);
+            return Some(piece);
         }
         if self.pages != 0 {
             let (page, offset, len) = self.view.piece(self.at)?;
@@ -372,19 +372,19 @@ impl<'a> Iterator for Regions<'a> {
             // CAST: Both are at most the size of a page.
             // SAFETY: By the invariant of `XdrView` the page stays for 'a. The piece is inside
             // that page, and `piece` gives none that are empty.
-            let mut region = unsafe { Region::new(page, offset as u32, len as u32) };
+            let mut piece = unsafe { Piece::new(page, offset as u32, len as u32) };
             if self.view.passing.is_some() {
                 // SAFETY: By the invariant of `XdrView`, and the piece is inside the page.
-                region = unsafe { region.passing() };
+                piece = unsafe { piece.passing() };
             }
-            return Some(region);
+            return Some(piece);
         }
         if self.tail != 0 {
-            let (region, last) = self.kvec(&buf.tail, self.tail)?;
+            let (piece, last) = self.kvec(&buf.tail, self.tail)?;
             if last {
                 (self.tail, self.at) = (0, 0);
             }
-            return Some(region);
+            return Some(piece);
         }
         None
     }

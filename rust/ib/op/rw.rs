@@ -14,7 +14,7 @@ use super::{
 use crate::{
     bindings,
     rt::{
-        pages::Region,
+        pages::Piece,
         ratelimit::say,
         stack::Linked, //
     },
@@ -86,7 +86,7 @@ impl<S: Service> Op<S> {
         shared: &Shared<S>,
         rkey: u32,
         mut addr: u64,
-        pieces: impl Iterator<Item = Region<'a>>,
+        pieces: impl Iterator<Item = Piece<'a>>,
     ) -> Result<u32> {
         let mut pieces = pieces.peekable();
         let most = if self.is_reply() {

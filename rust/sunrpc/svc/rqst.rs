@@ -8,7 +8,7 @@ use super::bc;
 use crate::{
     bindings,
     rt::{
-        pages::Region,
+        pages::Piece,
         pagevec::{
             PageVec,
             Payload, //
@@ -262,7 +262,7 @@ impl Parts {
         at: usize,
         len: usize,
         lookup: impl FnOnce(usize) -> Option<NonNull<bindings::page>>,
-    ) -> Option<Region<'a>> {
+    ) -> Option<Piece<'a>> {
         let (page, offset, left) = match self.place(at)? {
             Place::Pages(at, left) => (lookup(at / PAGE_SIZE)?, at % PAGE_SIZE, left),
             Place::Memory(address, left) => {
@@ -281,7 +281,7 @@ impl Parts {
         }
         // CAST: Both are at most the size of a page.
         // SAFETY: The piece is inside one page of the message, which stays as the caller promises.
-        Some(unsafe { Region::new(page, offset as u32, take as u32) })
+        Some(unsafe { Piece::new(page, offset as u32, take as u32) })
     }
 
     /// Whether all of a vector is in one of these pages. The services that there are put heads and
@@ -490,7 +490,7 @@ unsafe impl Payload for DetachedReply {
         self.pages
     }
 
-    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Region<'_>> {
+    fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {
         let mut at = at;
         let mut left = len;
         core::iter::from_fn(move || {
