@@ -148,7 +148,7 @@ impl ServerTransport for RdmaServer {
 
     fn detach(conn: &Connection) {
         conn.rdma().disconnect();
-        // Who was about to tell the service of a message has done so: after this the service may go.
+        // Handlers that were about to tell the service of a message have done so: it may go after this.
         conn.rdma().flush();
     }
 }

@@ -384,17 +384,18 @@ impl Message<'_, '_> {
     /// payload may each be in a place of their own. It may have what the other list, of two, does not need.
     fn most(&self, chunk: Chunk) -> usize {
         let one = self.shape.segments;
-        // CAST: A small number.
-        let both = one.saturating_mul(2).min(MAX_SEGMENTS as usize);
-        match (chunk, self.shape.args, self.shape.results) {
-            // There is no body that the header could leave too little room for.
-            (_, Args::Long, Results::Inline) => both,
+        let both = one.saturating_mul(2);
+        let most = match (chunk, self.shape.args, self.shape.results) {
+            // A long call has no body that its header could leave too little room for. Its reply is short.
+            (Chunk::Read(_), Args::Long, Results::Inline) => both,
+            (Chunk::Read(_), Args::Long, Results::ReplyChunk) => both.saturating_sub(2).max(one),
+            (Chunk::Reply, Args::Long, _) => both.saturating_sub(self.exposed),
             // So many segments take no more room than `one` Read segments would, which there is (row C36).
-            (Chunk::Reply, Args::Inline | Args::Long, _) => both
-                .saturating_sub(self.exposed)
-                .min(one.saturating_add(one / 2).saturating_add(1)),
+            (Chunk::Reply, Args::Inline, _) => one.saturating_add(one / 2).saturating_add(1),
             _ => one,
-        }
+        };
+        // CAST: A small number.
+        most.min(MAX_SEGMENTS as usize)
     }
 }
 

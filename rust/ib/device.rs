@@ -8,7 +8,13 @@
 //!
 //! C header: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h)
 
-use super::conn::Lost;
+use super::{
+    conn::Lost,
+    pd::{
+        self,
+        Kept, //
+    },
+};
 use crate::{
     bindings,
     rt::{
@@ -16,7 +22,8 @@ use crate::{
         debugfs::Show,
         err,
         queue,
-        ratelimit::say, //
+        ratelimit::say,
+        stack::Stack, //
     },
     trace, //
 };
@@ -169,8 +176,9 @@ struct Entry {
 }
 
 struct State {
-    /// On its way out, or not to be used any more.
     removing: bool,
+    /// Protection domains without users that go with the device, or with us.
+    kept: Stack<Kept>,
     tenants: KVec<(u64, Arc<dyn Tenant>)>,
 }
 
@@ -219,9 +227,13 @@ impl DeviceLease {
         })
     }
 
-    /// Nobody gets a lease on the device any more, until it is added anew. Sleeps.
-    pub(super) fn distrust(&self) {
-        self.entry.state.lock().removing = true;
+    /// Keeps a protection domain until the device goes, or we do. Sleeps.
+    ///
+    /// # Safety
+    ///
+    /// It is one of the device, and has no user.
+    pub(super) unsafe fn inherit(&self, kept: KBox<Kept>) {
+        self.entry.state.lock().kept.push(kept);
     }
 
     /// The device as C knows it: valid as long as the lease.
@@ -390,7 +402,7 @@ pub(super) unsafe extern "C" fn add(dev: *mut bindings::ib_device) -> c_int {
                 name,
                 leases: Refcount::new(1),
                 idle <- Completion::new(),
-                state <- new_mutex!(State { removing: false, tenants: KVec::new() }),
+                state <- new_mutex!(State { removing: false, kept: Stack::new(), tenants: KVec::new() }),
             }),
             GFP_KERNEL,
         )?;
@@ -432,5 +444,8 @@ pub(super) unsafe extern "C" fn remove(dev: *mut bindings::ib_device, _data: *mu
     trace::rpcrdma_client_wait_on(|| (entry.name.as_c_str(),));
     entry.put();
     entry.idle.wait();
+    let kept = entry.state.lock().kept.take();
+    // SAFETY: See `DeviceLease::inherit`; the device is there until this function returns.
+    unsafe { pd::free_kept(kept) };
     trace::rpcrdma_client_remove_one_done(|| (entry.name.as_c_str(),));
 }

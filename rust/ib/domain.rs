@@ -62,8 +62,29 @@ unsafe fn stop(qp: *mut bindings::ib_qp, state: bindings::ib_qp_state) -> Result
     }))
 }
 
-/// How often, and how many seconds apart, a queue pair is to be stopped.
-const TRIES: u32 = 5;
+/// How often a queue pair is asked to stop, a second apart.
+const TRIES: u32 = 3;
+
+/// Whether a queue pair that refuses to change its state has stopped by itself: an iWARP connection that the peer
+/// has terminated (cxgb4 calls that SQE), or a queue pair that has failed.
+///
+/// # Safety
+///
+/// `qp` is a valid queue pair.
+unsafe fn has_stopped(qp: *mut bindings::ib_qp) -> bool {
+    let mut attr: bindings::ib_qp_attr = pin_init::zeroed();
+    let mut init: bindings::ib_qp_init_attr = pin_init::zeroed();
+    // CAST: A low bit.
+    let mask = bindings::ib_qp_attr_mask_IB_QP_STATE as c_int;
+    // SAFETY: As the caller promises.
+    let ret = unsafe { bindings::ib_query_qp(qp, &mut attr, mask, &mut init) };
+    ret == 0
+        && [
+            bindings::ib_qp_state_IB_QPS_ERR,
+            bindings::ib_qp_state_IB_QPS_SQE,
+        ]
+        .contains(&attr.qp_state)
+}
 
 /// Ends all transfers of a queue pair, and waits for completions of what is posted. Sleeps.
 ///
@@ -84,8 +105,9 @@ pub(super) unsafe fn halt(qp: *mut bindings::ib_qp, pd: &Pd) -> bool {
             }
             return true;
         }
+        // What is posted is forgotten then: it is taken back when the queue pair is gone.
         // SAFETY: As the caller promises.
-        if unsafe { stop(qp, bindings::ib_qp_state_IB_QPS_RESET) }.is_ok() {
+        if unsafe { stop(qp, bindings::ib_qp_state_IB_QPS_RESET).is_ok() || has_stopped(qp) } {
             return true;
         }
         if tried < TRIES {
@@ -95,7 +117,7 @@ pub(super) unsafe fn halt(qp: *mut bindings::ib_qp, pd: &Pd) -> bool {
     pd.set_live();
     say!(
         pr_err,
-        "device {} does not stop a queue pair: what that may use is lost, and the device is not used any more\n",
+        "device {} does not stop a queue pair: buffers that it may use are lost\n",
         pd.lease().name()
     );
     false

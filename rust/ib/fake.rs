@@ -23,10 +23,7 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::{
-        module_ref::ModuleRef,
-        net::Net, //
-    }, //
+    rt::net::Net, //
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -100,7 +97,6 @@ struct Facts {
     refusals: (usize, usize),
     /// What a bounce buffer does: parts of pages do not adjoin.
     bends: bool,
-    pds: KVec<*mut bindings::ib_pd>,
     /// Regions that were not freed.
     kept: KVec<*mut RawMr>,
 }
@@ -192,7 +188,6 @@ impl Fake {
                     keys: 0,
                     refusals: (0, 0),
                     bends: false,
-                    pds: KVec::with_capacity(MANY, GFP_KERNEL)?,
                     kept: KVec::with_capacity(MANY, GFP_KERNEL)?,
                 }),
                 ports,
@@ -426,18 +421,7 @@ impl Drop for Fake {
         unsafe {
             device::remove(self.as_raw(), core::ptr::null_mut());
         }
-        let (pds, kept) = {
-            let mut facts = self.state.facts.lock();
-            let pds = core::mem::replace(&mut facts.pds, KVec::new());
-            (pds, core::mem::replace(&mut facts.kept, KVec::new()))
-        };
-        for pd in pds {
-            // SAFETY: It was leaked, with a reference to the module, and nobody uses it any more.
-            unsafe {
-                bindings::ib_dealloc_pd_user(pd, core::ptr::null_mut());
-                drop(ModuleRef::from_raw());
-            }
-        }
+        let kept = core::mem::replace(&mut self.state.facts.lock().kept, KVec::new());
         for mr in kept {
             // SAFETY: Made by `alloc_mr`; nobody uses it any more.
             drop(unsafe { KBox::from_raw(mr) });

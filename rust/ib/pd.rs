@@ -6,7 +6,13 @@
 use super::device::DeviceLease;
 use crate::{
     bindings,
-    rt::module_ref::ModuleRef, //
+    rt::{
+        module_ref::ModuleRef,
+        stack::{
+            Linked,
+            Stack, //
+        }, //
+    },
 };
 use core::ptr::NonNull;
 use kernel::{
@@ -29,7 +35,7 @@ use kernel::{
 /// A protection domain with the lease on its device.
 ///
 /// Every mapping and every memory region holds an `Arc` of it, so it goes last. Dropping it sleeps. What a
-/// device has refused to let go of stays in it, and then it is never freed.
+/// device has refused to let go of stays in it, and then it goes with the device.
 ///
 /// # Invariants
 ///
@@ -43,6 +49,8 @@ pub(super) struct Pd {
     tainted: AtomicFlag,
     /// A queue pair may be at work for ever.
     live: AtomicFlag,
+    /// There until it is dropped.
+    kept: Option<KBox<Kept>>,
     lease: DeviceLease,
 }
 
@@ -57,6 +65,7 @@ impl Pd {
     pub(super) fn new(lease: DeviceLease) -> Result<Arc<Self>> {
         // Memory first, so that nothing can fail once there is a protection domain.
         let memory = UniqueArc::<Self>::new_uninit(GFP_KERNEL)?;
+        let kept = KBox::<Kept>::new_uninit(GFP_KERNEL)?;
         // SAFETY: The lease keeps the device. The name lives for ever.
         let raw = from_err_ptr(unsafe {
             bindings::__ib_alloc_pd(lease.as_raw(), 0, super::conn::OWNER.as_char_ptr())
@@ -71,6 +80,7 @@ impl Pd {
             connections: Atomic::new(0),
             tainted: AtomicFlag::new(false),
             live: AtomicFlag::new(false),
+            kept: Some(KBox::write(kept, Kept { raw, link: None })),
             lease,
         };
         Ok(UniqueArc::write(memory, this).into())
@@ -92,13 +102,11 @@ impl Pd {
         self.tainted.store(true, Relaxed);
     }
 
-    /// The device did not stop a queue pair: what it may use is never given back, and nobody gets a lease on
-    /// the device any more. Sleeps.
+    /// The device did not stop a queue pair: buffers that it may use are never given back.
     pub(super) fn set_live(&self) {
         self.taint();
         // Whoever gives back what the queue pair could use is told that it is gone after this.
         self.live.store(true, Relaxed);
-        self.lease.distrust();
     }
 
     /// Whether a queue pair may be at work that was to be gone.
@@ -128,20 +136,62 @@ impl Pd {
     }
 }
 
+/// A protection domain that goes with its device, or with us.
+pub(super) struct Kept {
+    raw: NonNull<bindings::ib_pd>,
+    link: Option<KBox<Self>>,
+}
+
+// SAFETY: Protection domains may be used from any thread.
+unsafe impl Send for Kept {}
+
+impl Linked for Kept {
+    fn link(&mut self) -> &mut Option<KBox<Self>> {
+        &mut self.link
+    }
+}
+
+/// Frees protection domains. Sleeps.
+///
+/// # Safety
+///
+/// They have no users, and their device is there.
+pub(super) unsafe fn free_kept(mut kept: Stack<Kept>) {
+    while let Some(kept) = kept.pop() {
+        // SAFETY: As the caller promises.
+        unsafe { free(kept.raw) };
+    }
+}
+
+/// Frees a protection domain. Sleeps.
+///
+/// # Safety
+///
+/// It has no user, and its device is there.
+unsafe fn free(raw: NonNull<bindings::ib_pd>) {
+    // SAFETY: As the caller promises.
+    let ret = unsafe { bindings::ib_dealloc_pd_user(raw.as_ptr(), core::ptr::null_mut()) };
+    if ret != 0 {
+        pr_err_once!("a protection domain is leaked: its device does not free it\n");
+        // It is shown with our name, which is in the module.
+        if let Some(module) = ModuleRef::try_get() {
+            module.into_raw();
+        }
+    }
+}
+
 impl Drop for Pd {
     fn drop(&mut self) {
-        // The next one may get the number of one that is freed, and with it what the device has kept.
-        let kept = self.tainted.load(Relaxed) || {
-            // SAFETY: Whoever uses the protection domain holds an `Arc` of this, and the device has kept
-            // nothing, so there is no user. The lease, a field, is dropped after this.
-            unsafe { bindings::ib_dealloc_pd_user(self.raw.as_ptr(), core::ptr::null_mut()) != 0 }
-        };
-        if kept {
-            pr_err_once!("a protection domain is leaked: the device has kept something in it\n");
-            // It is shown with our name, which is in the module.
-            if let Some(module) = ModuleRef::try_get() {
-                module.into_raw();
+        if self.tainted.load(Relaxed) {
+            // The next one may get the number of one that is freed, and with it what the device has kept. So
+            // that goes with the device.
+            if let Some(kept) = self.kept.take() {
+                // SAFETY: Whoever uses the protection domain holds an `Arc` of this, so there is no user.
+                unsafe { self.lease.inherit(kept) };
             }
+            return;
         }
+        // SAFETY: As above. The lease, a field, is dropped after this.
+        unsafe { free(self.raw) };
     }
 }

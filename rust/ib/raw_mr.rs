@@ -12,8 +12,7 @@ use crate::{
     bindings,
     rt::{
         err,
-        pages::Piece,
-        ratelimit::say, //
+        pages::Piece, //
     },
     trace, //
 };
@@ -22,11 +21,7 @@ use kernel::{
     error::from_err_ptr,
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc,
-    time::{
-        delay::fsleep,
-        Delta, //
-    }, //
+    sync::Arc, //
 };
 
 /// What the peer may do with exposed memory.
@@ -350,29 +345,14 @@ impl Drop for RawMr {
     fn drop(&mut self) {
         // Before there is no region to look at any more.
         self.trace_unmap();
-        // This ends any access by the peer, or the end of the queue pair did.
-        loop {
-            // SAFETY: By the type invariant; if it fails the region is as it was.
-            let ret =
-                unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
-            if ret == 0 {
-                break;
-            }
-            // The region is still there, for the peers of queue pairs in its protection domain.
+        // SAFETY: By the type invariant. This ends any access by the peer, or the end of the queue pair
+        // did, so the memory can be taken back afterwards.
+        let ret = unsafe { bindings::ib_dereg_mr_user(self.mr.as_ptr(), core::ptr::null_mut()) };
+        if ret != 0 {
+            // The region is still there, for the peers of queue pairs in its protection domain: there
+            // will be none again. If there is one still, nothing is left to be tried.
             self.pd.taint();
             trace::xprtrdma_frwr_dereg(|| (self.traced(), ret));
-            if !self.pd.is_live() {
-                // There is none, and there will be none again.
-                break;
-            }
-            // There is one, whose peer may reach this memory. Whoever wants it back has to wait, for the
-            // device to come to its senses, or to be past doing anything.
-            say!(
-                pr_err,
-                "device {} does not free a memory region of a queue pair that it has not stopped\n",
-                self.pd.lease().name()
-            );
-            fsleep(Delta::from_secs(1));
         }
         self.take_back();
     }

@@ -25,28 +25,38 @@ OURS = [side for side, flavour in FLAVOURS.items() if flavour == "rust"]
 SIZE = 8 << 20 if SLOWNESS == 1 else 2 << 20
 # Within this time a device is gone, however busy it was; and a module that nobody uses can go.
 GONE, UNLOAD = 20, 5
-SETTLE = f"""
-for n in $(seq 200); do [ -e /sys/class/net/$NETDEV ] && break; sleep 0.1; done
+
+
+def settle(netdev):
+    """Commands that give a network device the addresses and the RDMA device."""
+    return f"""
 case $ROLE in client) n=2 ;; *) n=1 ;; esac
-ip link set $NETDEV mtu 9000
-ip addr add 10.0.0.$n/24 dev $NETDEV
-ip addr add fd00::$n/64 dev $NETDEV nodad
-ip link set $NETDEV up
-rdma link add {RDMA}0 type {RDMA} netdev $NETDEV
+ip link set {netdev} mtu 9000
+ip addr add 10.0.0.$n/24 dev {netdev}
+ip addr add fd00::$n/64 dev {netdev} nodad
+ip link set {netdev} up
+rdma link add {RDMA}0 type {RDMA} netdev {netdev}
 """
-# What takes the device away, and what gives it back.
+
+
+SETTLE = "for n in $(seq 200); do [ -e /sys/class/net/$NETDEV ] && break; sleep 0.1; done" + settle("$NETDEV")
+# The RDMA device moves to a network device over the other one, with the same hardware address.
+STACK = (f"rdma link delete {RDMA}0; ip addr flush dev $NETDEV; "
+         "ip link add link $NETDEV name over0 type macvlan mode passthru" + settle("over0"))
+# What takes the device away, what gives it back, and what has to be done before.
 KINDS = {
     "rdma link delete": (f"rdma link delete {RDMA}0",
-                         f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV"),
+                         f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV", ""),
+    "ip link delete": ("ip link delete over0", SETTLE, STACK),
     # The driver unregisters the network device, as for a card that is pulled.
     "network device unregistered": (
         "v=$(readlink -f /sys/class/net/$NETDEV/device); basename $v >/tmp/nic; "
         "cat /tmp/nic >/sys/bus/virtio/drivers/virtio_net/unbind",
-        "cat /tmp/nic >/sys/bus/virtio/drivers/virtio_net/bind" + SETTLE),
+        "cat /tmp/nic >/sys/bus/virtio/drivers/virtio_net/bind\n" + SETTLE, ""),
     # It comes back when that namespace ends.
     "network device moved to a namespace that ends": (
         "ip netns add away && ip link set $NETDEV netns away",
-        "ip netns delete away" + SETTLE),
+        "ip netns delete away\n" + SETTLE, ""),
 }
 # A packet of rxe keeps its queue pair until the network card has sent it. virtio_net leaves the last ones
 # in its ring when it is taken down, and lets go of them after all others have let go of the device: rxe
@@ -150,6 +160,7 @@ def again_and_again(kinds, where, command, loads, at):
     took = []
     for turn in range(TIMES * len(kinds)):
         kind = kinds[turn % len(kinds)]
+        command(KINDS[kind][2] or ":")
         moves(loads, at)
         time.sleep(random.random())
         unplug = where == "client" and kind == "rdma link delete" and turn % 5 == 4
@@ -262,10 +273,12 @@ def away(kind, where, command, loads):
 def round_of(number, vers, where, command, base):
     """Mount, work, take the device away under that, unload, and have all back; what took how long."""
     kind = wanted[number % len(wanted)]
-    way = (back, away)[(number + (where == "client")) % 2]
+    # Each kind both ways, in turn.
+    way = (back, away)[(number + number // len(wanted) + (where == "client")) % 2]
     begun = time.monotonic()
     # Without a device a hard mount's last calls would wait for one, with the transport, after the mount has gone.
     soft = f"soft,timeo={50 if SLOWNESS == 1 else 100},retrans=1" if where == "client" and way is away else ""
+    command(KINDS[kind][2] or ":")
     mount(vers, soft)
     loads = Loads("/mnt/a")
     try:
@@ -307,7 +320,7 @@ if NODES == 1:
     done()
 for command in SIDES.values():
     command(LET_GO)
-    for step in KINDS["network device unregistered"]:
+    for step in KINDS["network device unregistered"][:2]:
         command(step)
 word, side = (sys.argv[2:] + ["", ""])[:2]
 wanted = [kind for kind in KINDS if word in kind or word == "unload"]

@@ -119,10 +119,11 @@ with server_folder("stats") as folder:
         say(grown)
         expect(20 <= grown["sends"] <= grown["req_u"] <= 2 * grown["sends"], "calls under way")
         equal(grown["bklog_u"], 0, "calls that wait for a slot")
-        expect(after["idle_time"] <= 1 * SLOWNESS, f"idle for {after['idle_time']} s")
+        expect(after["idle_time"] <= 2 * SLOWNESS, f"idle for {after['idle_time']} s")
+        begun = time.monotonic()
         time.sleep(4)
         idle = xprt_stats(at)["idle_time"]
-        expect(3 <= idle <= 5 * SLOWNESS, f"idle for {idle} s after four seconds")
+        expect(3 <= idle <= time.monotonic() - begun + 2, f"idle for {idle} s after four seconds")
     with check("mountstats: small I/O counts as pull-up, not as chunks"), mounted("4.2") as at:
         before = xprt_stats(at)
         write_file(f"{at}/stats/small", b"x" * 1000, direct=True)

@@ -72,17 +72,13 @@ unsafe fn facts<'a>(dev: *mut bindings::ib_device) -> &'a SpinLock<Facts> {
 
 unsafe extern "C" fn alloc_pd(pd: *mut bindings::ib_pd, _: *mut bindings::ib_udata) -> c_int {
     // SAFETY: See above.
-    let mut facts = unsafe { facts((*pd).device) }.lock();
-    facts.ask(Asked::AllocPd);
-    let _ = facts.pds.push_within_capacity(pd);
+    unsafe { facts((*pd).device) }.lock().ask(Asked::AllocPd);
     0
 }
 
 unsafe extern "C" fn dealloc_pd(pd: *mut bindings::ib_pd, _: *mut bindings::ib_udata) -> c_int {
     // SAFETY: See above.
-    let mut facts = unsafe { facts((*pd).device) }.lock();
-    facts.ask(Asked::DeallocPd);
-    facts.pds.retain(|of| *of != pd);
+    unsafe { facts((*pd).device) }.lock().ask(Asked::DeallocPd);
     0
 }
 
