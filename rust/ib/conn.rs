@@ -413,8 +413,8 @@ impl<P: Protocol> Conn<P> {
         // CAST: Less than a page.
         let offset = (virt.addr() & PAGE_SIZE.wrapping_sub(1)) as u32;
         // SAFETY: The memory is part of that page, and `Pad` keeps it longer than the region.
-        let region = unsafe { Piece::new(NonNull::new(page).ok_or(EINVAL)?, offset, 4) };
-        let handle = mr.map(&mut core::iter::once(region).peekable(), Access::Write, 0)?;
+        let piece = unsafe { Piece::new(NonNull::new(page).ok_or(EINVAL)?, offset, 4) };
+        let handle = mr.map(&mut core::iter::once(piece).peekable(), Access::Write, 0)?;
         self.inner.pad_key.populate(handle.rkey);
         // SAFETY: A registration of a mapped region, which stays until the queue pair is gone.
         unsafe { self.inner.post_send(&raw const mr.reg.wr) }?;

@@ -121,7 +121,7 @@ impl<S: Service> Op<S> {
                 end = piece.end();
             }
             // SAFETY: As the caller promises.
-            let made = match unsafe { self.init(shared, rw, addr, rkey) } {
+            let made = match unsafe { self.init(shared, rw, bytes, addr, rkey) } {
                 Ok(()) => 1,
                 // A bounce buffer keeps no offsets in a page, so what adjoins here may not adjoin there, and
                 // regions have no gaps.
@@ -137,7 +137,7 @@ impl<S: Service> Op<S> {
         Ok(count)
     }
 
-    /// Initialises a context for its pieces, as a part of the operation; or gives it back.
+    /// Initialises a context for its pieces, of so many bytes, as a part of the operation; or gives it back.
     ///
     /// # Safety
     ///
@@ -146,11 +146,12 @@ impl<S: Service> Op<S> {
         &mut self,
         shared: &Shared<S>,
         mut rw: KBox<RwCtx>,
+        bytes: u32,
         addr: u64,
         rkey: u32,
     ) -> Result<(), (KBox<RwCtx>, Error)> {
         let iter = bindings::bvec_iter {
-            bi_size: bytes_of(&rw.pieces),
+            bi_size: bytes,
             ..pin_init::zeroed()
         };
         // SAFETY: The queue pair is valid, as the caller has the connection. The pieces are
@@ -203,10 +204,13 @@ impl<S: Service> Op<S> {
             let (run, after) = rest.split_at_checked(run).ok_or(EINVAL)?;
             let mut rw = shared.take_rw(self.direction())?;
             rw.pieces.extend_from_slice(run, GFP_KERNEL)?;
+            let bytes = run
+                .iter()
+                .fold(0u32, |sum, piece| sum.saturating_add(piece.bv_len));
             // SAFETY: As the caller promises: these are pieces of the operation's memory.
-            let made = unsafe { self.init(shared, rw, addr, rkey) };
+            let made = unsafe { self.init(shared, rw, bytes, addr, rkey) };
             made.map_err(|(rw, e)| not_mapped(shared, &rw, addr, rkey, e))?;
-            addr = addr.wrapping_add(bytes_of(run).into());
+            addr = addr.wrapping_add(bytes.into());
             count = count.saturating_add(1);
             rest = after;
         }
@@ -242,11 +246,6 @@ impl<S: Service> Op<S> {
         }
         self.wrs = 0;
     }
-}
-
-fn bytes_of(pieces: &[bindings::bio_vec]) -> u32 {
-    let lengths = pieces.iter().map(|piece| piece.bv_len);
-    lengths.fold(0, u32::saturating_add)
 }
 
 /// Tells that there is no context for these pieces.
