@@ -95,6 +95,8 @@ struct Facts {
     keys: u32,
     /// So many attempts to stop the queue pair fail, and to free a region.
     refusals: (usize, usize),
+    /// What queue pairs say their state is.
+    state: bindings::ib_qp_state,
     /// What a bounce buffer does: parts of pages do not adjoin.
     bends: bool,
     /// Regions that were not freed.
@@ -187,6 +189,7 @@ impl Fake {
                     flushes: true,
                     keys: 0,
                     refusals: (0, 0),
+                    state: bindings::ib_qp_state_IB_QPS_RTS,
                     bends: false,
                     kept: KVec::with_capacity(MANY, GFP_KERNEL)?,
                 }),
@@ -315,6 +318,11 @@ impl Fake {
     /// So many attempts to stop the queue pair fail, and so many to free a region.
     pub(crate) fn refuse(&self, stops: usize, frees: usize) {
         self.state.facts.lock().refusals = (stops, frees);
+    }
+
+    /// Queue pairs say that they are in this state, from now on.
+    pub(crate) fn claim(&self, state: bindings::ib_qp_state) {
+        self.state.facts.lock().state = state;
     }
 
     /// How many attempts are still to fail: see [`Self::refuse`].

@@ -17,6 +17,7 @@ mod tests {
         fake::Asked,
         trial::*, //
     };
+    use crate::bindings;
     use crate::rt::{
         completion::Completion,
         err,
@@ -344,6 +345,28 @@ mod tests {
             if let Ok(set) = take_set(&seen) {
                 assert!(set.reclaim(&proof).is_ok());
             }
+            drop(proof);
+            fake.asked()?;
+            conn = next_connection(&fake, &seen, spare)?;
+            // Nothing was lost.
+            assert_eq!(count(&fake.asked()?, |asked| *asked == Asked::AllocPd), 0);
+        }
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn queue_pair_that_has_stopped_by_itself_need_not_be_stopped() -> Result {
+        let (fake, seen, alive, mut conn) = trial()?;
+        fake.refuse(usize::MAX, 0);
+        for state in [
+            bindings::ib_qp_state_IB_QPS_SQE,
+            bindings::ib_qp_state_IB_QPS_ERR,
+        ] {
+            send_set(&mut conn, &seen, &alive)?;
+            fake.claim(state);
+            let (proof, spare) = conn.retire();
+            assert!(spare.is_some() && take_set(&seen)?.reclaim(&proof).is_ok());
             drop(proof);
             fake.asked()?;
             conn = next_connection(&fake, &seen, spare)?;

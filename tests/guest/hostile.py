@@ -276,15 +276,28 @@ def keys():
 
 def credits():
     """Grants that make no sense, and calls beyond them."""
-    for grant, low, high in ((0, 1, 1), (1 << 31, 100, 128), (BIG, 100, 128)):
-        with check(f"a grant of {grant}"):
-            proxy.spoil(FSSTAT, changes(credits=grant))
+    def nothing(connection, call):
+        """A reply to no call, which grants one credit, and then the reply."""
+        connection.honest(call)
+        connection.send(words(call.xid ^ 0x5a5a5a5a, 1, 1, MSG) + bytes(12) + words(call.xid ^ 0x5a5a5a5a, 1))
+
+    for name, spoiler, low, high in (
+            ("a grant of 0", changes(credits=0), 1, 1), ("a grant of 2^31", changes(credits=1 << 31), 100, 128),
+            ("a grant of 2^32 - 1", changes(credits=BIG), 100, 128),
+            ("a grant of 1 in a reply to nothing", nothing, 100, 128)):
+        with check(name):
+            unknown = xprt_stats(AT)["bad_xids"]
+            proxy.spoil(FSSTAT, spoiler)
             stat_fs()
+            if spoiler == nothing:
+                wait_for(lambda: xprt_stats(AT)["bad_xids"] > unknown, 10, "the reply to nothing is seen")
             proxy.holding = True
             proxy.seen.clear()
             try:
                 calls = [pool.submit(stat_fs) for _ in range(150)]
-                time.sleep(3)
+                wait_for(lambda: len(proxy.seen) >= low, 30, f"{low} calls at once")
+                # More than may come would come now.
+                time.sleep(2)
                 count = len(proxy.seen)
             finally:
                 proxy.holding = False
@@ -523,6 +536,8 @@ def late(call):
     """An access to the first memory that a call offered, as an order to the server's thread."""
     def access():
         connection = proxy.connection
+        if connection.broken is not None:
+            return "was not made: the connection has ended before"
         if call.writes or call.reply:
             key, _, at = (call.writes[0] if call.writes else call.reply)[0]
             connection.write(key, at, b"too late", refused=True)

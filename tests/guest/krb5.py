@@ -220,7 +220,8 @@ def traced(lines):
         write(f"{mine}/buffer_size_kb", "8192")
         write(f"{mine}/events/krb5/give_up/trigger", "enable_event:kmem:mm_page_free")
         write(f"{mine}/events/krb5/gave_up/trigger", "disable_event:kmem:mm_page_free")
-        write(f"{mine}/events/sunrpc/xprt_disconnect_force/enable", "1")
+        for event in "sunrpc/xprt_disconnect_force", "rpcrdma/xprtrdma_post_send":
+            write(f"{mine}/events/{event}/enable", "1")
         write(f"{mine}/events/krb5/enable", "1")
         yield
         write(f"{mine}/events/krb5/enable", "0")
@@ -232,13 +233,16 @@ def traced(lines):
 
 def given_up(lines):
     """For each call encoded anew while its connection was there: pages that became free, and
-    whether its head is again where it was."""
+    whether its head is again where it was.
+
+    An interrupt amid that frees pages of others."""
     frees, encoding, giving, heads, late = [], {}, {}, {}, False
     for line in lines:
-        match = re.match(r" *.*-(\d+) +\[\d+\] \S+ +[\d.]+: (\w+):", line)
+        # Flags: interrupts are off, to be rescheduled, within an interrupt.
+        match = re.match(r" *.*-(\d+) +\[\d+\] ..(.)\S* +[\d.]+: (\w+):", line)
         if not match:
             continue
-        pid, event = match.groups()
+        pid, interrupt, event = match.groups()
         if event == "xprt_disconnect_force":
             late = True
         elif event == "no_queue_pair":
@@ -251,7 +255,7 @@ def given_up(lines):
             encoding.pop(pid, None)
         elif event == "give_up" and late and pid in encoding:
             giving[pid] = 0
-        elif event == "mm_page_free" and pid in giving:
+        elif event == "mm_page_free" and pid in giving and interrupt == ".":
             giving[pid] += 1
         elif event == "gave_up" and pid in giving:
             frees.append((giving.pop(pid), encoding.get(pid)))

@@ -290,7 +290,7 @@ class Load(threading.Thread):
         super().__init__(daemon=True)
         self.random, self.number = Random(number), number
         self.room = mmap.mmap(-1, ROOM + 2 * GUARD)
-        self.wrong, self.stop, self.since = None, False, None
+        self.wrong, self.stop, self.since, self.buffer = None, False, None, (0, 0)
         self.start()
 
     def run(self):
@@ -309,16 +309,19 @@ class Load(threading.Thread):
             except OSError as error:
                 outcomes[os.strerror(error.errno)] += 1
             self.since = None
-            if bytes(view[:512]) != blank[:512] or bytes(view[-512:]) != blank[-512:]:
+            start, end = self.buffer
+            if bytes(view[:start]) != blank[:start] or bytes(view[end:]) != blank[end:]:
                 self.wrong = "memory beside the buffer was written to"
             view[:] = blank
 
     def once(self, view):
         kind, size = self.random.randrange(8), self.random.choice(SIZES)
+        self.buffer = 0, 0
         if kind < 4:
             fd = os.open(f"{AT}/{FOLDER}/{size}", os.O_RDONLY | os.O_DIRECT)
             try:
                 start = 512 + self.random.randrange(GUARD - 512) // 4 * 4
+                self.buffer = start, start + size
                 os.preadv(fd, [view[start:start + size]], 0)
             finally:
                 os.close(fd)

@@ -108,7 +108,10 @@ def alarm(seconds, act):
 
 
 def between(last):
-    """What is done between checks has no limit of its own: say at least that it takes long."""
+    """What is done between checks has no limit of its own: say that it takes long, which fails the run.
+
+    (For scripts/vm, stacks on the console are trouble.)
+    """
     def long():
         say(f"no check begins for {120 * SLOWNESS} s after {last}; where tasks wait is in the kernel log")
         stuck()

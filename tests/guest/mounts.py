@@ -10,6 +10,10 @@ from lib import *
 DATA = random_bytes((1 << 20) + 1)
 
 
+def copy_numbered(at, n, direct):
+    copy_through(at, f"n{n}", direct, random_bytes(len(DATA), n))
+
+
 def copy_through(at, name, direct, data=DATA):
     write_file(f"{at}/m/{name}", data, direct)
     expect(read_file(f"{at}/m/{name}", direct) == data, f"{name}: what was read back differs")
@@ -30,12 +34,13 @@ with server_folder("m") as folder:
 
     with check("nconnect=4: four connections, all used"), mounted("4.2", "nconnect=4") as at:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda n: copy_through(at, f"n{n}", True), range(8)))
+            list(pool.map(lambda n: copy_numbered(at, n, True), range(8)))
         lines = xprt_lines(at)
         equal(len(lines), 4, "xprt lines")
         for line in lines:
             expect(int(line.split()[2 + XPRT_FIELDS.index("sends")]) > 1, "idle: " + line)
-        equal({d for n, d in server_sums(folder).items() if n.startswith("n")}, {sha(DATA)}, "sums")
+        equal({n: d for n, d in server_sums(folder).items() if n.startswith("n")},
+              {f"n{n}": sha(random_bytes(len(DATA), n)) for n in range(8)}, "sums")
 
     for vers in ("3", "4.2"):
         proto = options(vers).replace("proto=rdma,", "proto=rdma6,").replace("=tcp", "=tcp6")
@@ -73,6 +78,13 @@ with server_folder("m") as folder:
         status, text = run("rmmod", MODULE, ok=False)
         expect(status and "in use" in text, f"rmmod: status {status}: {text}")
         copy_through(at, "still", True)
+
+with check("module cannot be removed while nfsd has a listener"):
+    expect(int(on_server("cat /sys/module/$MODULE/refcnt")) > 0, "use count is 0")
+    status, text = run("on-server", "rmmod $MODULE", ok=False)
+    expect(status and "in use" in text, f"rmmod: status {status}: {text}")
+    # Who asks for the port of NFS is told the one of TCP.
+    expect(str(PORT) not in on_server("rpcinfo -p").split(), "rpcbind knows the listener")
 
 with check("100 mounts and unmounts", 400):
     base = use_count()

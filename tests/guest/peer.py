@@ -56,7 +56,7 @@ class Peer:
         self.keep.append(region)
         try:
             self.id.post_send(region, e.IBV_SEND_SIGNALED)
-            wc = self.wait(self.id.get_send_comp, 10)
+            wc = self.wait(self.id.get_send_comp, 10 * SLOWNESS)
         except (PyverbsError, Quiet) as error:
             raise Gone(error) from None
         if wc.status:

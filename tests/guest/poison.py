@@ -59,11 +59,12 @@ def readers(at):
 
 
 @contextlib.contextmanager
-def standing():
-    """The server's machine stands still in the body, with calls on their way to it."""
+def standing(jobs):
+    """The server's machine stands still in the body, with calls of these jobs on their way to it."""
     time.sleep(random.random() / 2)
     run("on-host", "stop server")
     try:
+        equal([job.poll() for job in jobs], [None] * len(jobs), "states of the readers")
         yield
     finally:
         run("on-host", "cont server")
@@ -107,7 +108,7 @@ with server_folder("poison") as folder:
                 mounted(vers, "noac") as at:
             for turn in range(TURNS):
                 jobs = readers(at)
-                with standing():
+                with standing(jobs):
                     for job in jobs:
                         job.send_signal(signal.SIGKILL)
                     time.sleep(0.3)
@@ -123,7 +124,7 @@ with server_folder("poison") as folder:
             try:
                 for turn in range(TURNS):
                     jobs = readers(at)
-                    with standing():
+                    with standing(jobs):
                         # What goes through the page cache is read again.
                         wait_for(lambda: ends_calls(at, jobs[:2]), 30, "the calls have ended")
                         whole = ballast()
@@ -137,7 +138,7 @@ with server_folder("poison") as folder:
             for turn in range(TURNS // 2):
                 with mounted(vers, "soft,timeo=10,retrans=1,noac") as at:
                     jobs = readers(at)
-                    with standing():
+                    with standing(jobs):
                         for job in jobs[:3]:
                             job.wait(60 * SLOWNESS)
                         whole = ballast()

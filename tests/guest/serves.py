@@ -148,8 +148,12 @@ with check("a client that does not trust the server invalidates it too, as the d
     expect(needed >= chunks, f"{needed} of at least {chunks} regions are invalidated by the client")
 
 
+def content(name):
+    return random_bytes(300001, int(name[1:]))
+
+
 def work(at, name):
-    data = random_bytes(300001, len(name))
+    data = content(name)
     write_file(f"{at}/serves/{name}", data)
     expect(read_file(f"{at}/serves/{name}") == data, f"{name}: data differ")
     for n in range(20):
@@ -177,7 +181,7 @@ def all_at_once(count):
             found = connections("server", read(CONNECTIONS))
             equal(len(found), 1, "connections that are shown")
             agree(found[0])
-        wanted = {f"w{n}": sha(random_bytes(300001, len(f"w{n}"))) for n in range(count)}
+        wanted = {f"w{n}": sha(content(f"w{n}")) for n in range(count)}
         equal(server_sums(folder + " && find . -type l -delete"), wanted, "sums")
 
 

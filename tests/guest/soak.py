@@ -59,9 +59,12 @@ def work(folder, progress, direct, seed):
                     os.fsync(fd)
                     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             else:
-                got = os.preadv(fd, [room[:size]], start)
-                wanted = bytes(copy[start:start + size])
-                if room[:got] != wanted[:got] or got == 0 and wanted:
+                wanted, got = bytes(copy[start:start + size]), 0
+                while more := os.preadv(fd, [room[got:size]], start + got):
+                    got += more
+                    if got == size:
+                        break
+                if room[:got] != wanted:
                     sys.exit(f"round {rounds}: {path}, {size} bytes at {start}: {got} bytes read, not the "
                              f"{len(wanted)} written")
             os.close(fd)

@@ -19,7 +19,8 @@ from lib import *
 
 # A further address of the server.
 OTHER = "10.0.0.77"
-DATA = random_bytes(300001)
+SIZE = 300001
+DATA = random_bytes(SIZE)
 MADV_PAGEOUT = 21
 
 
@@ -45,8 +46,9 @@ def exported(path, extra):
 def copies(at, name, count):
     """Files written and read, so many at once."""
     def copy(n):
-        write_file(f"{at}/{name}{n}", DATA, direct=n % 2 == 0)
-        return read_file(f"{at}/{name}{n}", direct=n % 2 == 0) == DATA
+        data = random_bytes(SIZE, n)
+        write_file(f"{at}/{name}{n}", data, direct=n % 2 == 0)
+        return read_file(f"{at}/{name}{n}", direct=n % 2 == 0) == data
 
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         expect(all(pool.map(copy, range(count))), "what was read back differs")

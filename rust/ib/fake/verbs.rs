@@ -29,6 +29,7 @@ pub(super) fn set(ops: &mut bindings::ib_device_ops) {
     ops.poll_cq = Some(poll_cq);
     ops.create_qp = Some(create_qp);
     ops.modify_qp = Some(modify_qp);
+    ops.query_qp = Some(query_qp);
     ops.destroy_qp = Some(destroy_qp);
     ops.drain_rq = Some(drain_rq);
     ops.drain_sq = Some(drain_sq);
@@ -139,6 +140,17 @@ unsafe extern "C" fn create_qp(
     let mut facts = unsafe { facts((*qp).device) }.lock();
     facts.ask(Asked::CreateQp);
     facts.qp = qp;
+    0
+}
+
+unsafe extern "C" fn query_qp(
+    qp: *mut bindings::ib_qp,
+    attr: *mut bindings::ib_qp_attr,
+    _: c_int,
+    _: *mut bindings::ib_qp_init_attr,
+) -> c_int {
+    // SAFETY: The queue pair and what is to be filled are valid.
+    unsafe { (*attr).qp_state = facts((*qp).device).lock().state };
     0
 }
 
