@@ -145,10 +145,4 @@ impl ServerTransport for RdmaServer {
     fn release(conn: &Connection, ctxt: KBox<CallCtxt>) {
         conn.put_ctxt(ctxt);
     }
-
-    fn detach(conn: &Connection) {
-        conn.rdma().disconnect();
-        // Handlers that were about to tell the service of a message have done so: it may go after this.
-        conn.rdma().flush();
-    }
 }

@@ -75,6 +75,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        barrier::smp_mb,
         Arc, //
     },
 };
@@ -496,7 +497,8 @@ impl<P: Protocol> Conn<P> {
         id.disconnect();
         self.domain.close_gate();
         if let Some((send_cq, recv_cq)) = &self.cqs {
-            // ... and from those that started before.
+            // ... and from those that started before. A handler that is not seen here sees `closed`.
+            smp_mb();
             recv_cq.flush();
             send_cq.flush();
         }

@@ -522,20 +522,6 @@ impl<S: Service> ServerConn<S> {
         &self.shared.service
     }
 
-    /// Starts to end the connection: what is posted is flushed. May sleep.
-    pub(crate) fn disconnect(&self) {
-        // SAFETY: The identifier is valid. It fails when there is no connection.
-        unsafe { bindings::rdma_disconnect(self.incoming.id.as_ptr()) };
-    }
-
-    /// Waits until the completion handlers that are running now have returned. Sleeps; not from a handler.
-    pub(crate) fn flush(&self) {
-        if let Some((send_cq, recv_cq)) = &self.cqs {
-            recv_cq.flush();
-            send_cq.flush();
-        }
-    }
-
     fn tear_down(&mut self) {
         let shared = &self.shared;
         let id = self.incoming.id.as_ptr();
@@ -556,10 +542,13 @@ impl<S: Service> ServerConn<S> {
             sq.waiting.take()
         };
         drop(unused);
-        // SAFETY: The identifier is valid.
+        // SAFETY: The identifier is valid. It fails when there is no connection.
         unsafe { bindings::rdma_disconnect(id) };
-        // Handlers that were about to post have done so when this returns.
-        self.flush();
+        if let Some((send_cq, recv_cq)) = &self.cqs {
+            // Handlers that were about to post have done so when these return.
+            recv_cq.flush();
+            send_cq.flush();
+        }
         let qp = shared.qp();
         // SAFETY: The queue pair is valid, and nobody posts.
         let still = qp.is_null() || unsafe { domain::halt(qp, self.domain.pd()) };

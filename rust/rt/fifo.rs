@@ -88,16 +88,19 @@ impl<T> Ring<T> {
         self.len == 0
     }
 
+    /// The index of the slot `at` slots behind the first one, which is at most once around. (Without a division: it is
+    /// for each message, under a lock.)
+    fn wrapped(&self, at: usize) -> usize {
+        at.checked_sub(self.slots.len()).unwrap_or(at)
+    }
+
     /// Appends a value; gives it back when there is no room.
     pub(crate) fn push(&mut self, value: T) -> Result<(), T> {
         if self.len >= self.slots.len() {
             return Err(value);
         }
-        let index = self
-            .head
-            .wrapping_add(self.len)
-            .checked_rem(self.slots.len());
-        match index.and_then(|index| self.slots.get_mut(index)) {
+        let index = self.wrapped(self.head.wrapping_add(self.len));
+        match self.slots.get_mut(index) {
             Some(slot) => {
                 *slot = Some(value);
                 self.len = self.len.wrapping_add(1);
@@ -113,7 +116,7 @@ impl<T> Ring<T> {
             return None;
         }
         let value = self.slots.get_mut(self.head)?.take();
-        self.head = self.head.wrapping_add(1).checked_rem(self.slots.len())?;
+        self.head = self.wrapped(self.head.wrapping_add(1));
         self.len = self.len.wrapping_sub(1);
         value
     }

@@ -90,8 +90,6 @@ pub(super) enum Step<'a> {
 #[derive(Debug)]
 pub(super) struct BadCall;
 
-type Sink<'s, 'a> = &'s mut dyn FnMut(usize, Step<'a>) -> Result;
-
 /// How a call is put together.
 pub(super) struct Plan<'c, 'a> {
     call: &'c Call<'a>,
@@ -115,7 +113,7 @@ impl<'c, 'a> Plan<'c, 'a> {
     }
 
     /// Goes through the steps.
-    pub(super) fn walk(&self, sink: Sink<'_, 'a>) -> Result {
+    pub(super) fn walk(&self, sink: &mut impl FnMut(usize, Step<'a>) -> Result) -> Result {
         match self.shape {
             Shape::Linear(_) => linear(self.call, sink).map(|_| ()),
             Shape::Split { head, pages, tail } => {
@@ -176,7 +174,11 @@ fn split(call: &Call<'_>) -> Option<Shape> {
 }
 
 /// One segment; those without bytes are left out.
-fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
+fn segment<'a>(
+    segment: Segment,
+    at: usize,
+    sink: &mut impl FnMut(usize, Step<'a>) -> Result,
+) -> Result<usize> {
     let len = usize::try_from(segment.length)?;
     if len != 0 {
         sink(at, Step::Read(segment))?;
@@ -186,7 +188,7 @@ fn segment(segment: Segment, at: usize, sink: Sink<'_, '_>) -> Result<usize> {
 
 /// The padding that a chunk leaves out: nfsd may take it for payload, if a client says so, and the page has
 /// something of another call there.
-fn zeroes(at: usize, sink: Sink<'_, '_>) -> Result<usize> {
+fn zeroes<'a>(at: usize, sink: &mut impl FnMut(usize, Step<'a>) -> Result) -> Result<usize> {
     let end = at.checked_next_multiple_of(4).ok_or(EINVAL)?;
     if at < end {
         sink(at, Step::Zero(end.wrapping_sub(at)))?;
@@ -201,7 +203,7 @@ fn source<'a>(
     from: usize,
     to: usize,
     mut at: usize,
-    sink: Sink<'_, 'a>,
+    sink: &mut impl FnMut(usize, Step<'a>) -> Result,
 ) -> Result<usize> {
     let mut start = 0usize;
     let long = call.reads.clone().filter(|read| read.position == 0);
@@ -245,7 +247,7 @@ fn inline<'a>(call: &Call<'a>) -> &'a [u8] {
 }
 
 /// Puts a call together as one stream of bytes; returns its length.
-fn linear<'a>(call: &Call<'a>, sink: Sink<'_, 'a>) -> Result<usize> {
+fn linear<'a>(call: &Call<'a>, sink: &mut impl FnMut(usize, Step<'a>) -> Result) -> Result<usize> {
     let mut have = inline(call).len();
     for read in call.reads.clone().filter(|read| read.position == 0) {
         have = have

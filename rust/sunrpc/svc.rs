@@ -129,7 +129,4 @@ pub(crate) trait ServerTransport: Sized + Send + Sync + 'static {
 
     /// Takes back the context of a call. The listener or connection may be closed.
     fn release(conn: &Self::Conn, ctxt: KBox<Self::Ctxt>);
-
-    /// The connection is over; what was posted is to be flushed. May sleep.
-    fn detach(conn: &Self::Conn);
 }

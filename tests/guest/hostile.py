@@ -277,8 +277,8 @@ def keys():
 def credits():
     """Grants that make no sense, and calls beyond them."""
     def nothing(connection, call):
-        """A reply to no call, which grants one credit, and then the reply."""
-        connection.honest(call)
+        """The reply, and then one to no call, which grants one credit."""
+        connection.send(connection.reply(call).encode())
         connection.send(words(call.xid ^ 0x5a5a5a5a, 1, 1, MSG) + bytes(12) + words(call.xid ^ 0x5a5a5a5a, 1))
 
     for name, spoiler, low, high in (

@@ -168,6 +168,36 @@ for transport, how in (("TCP", "proto=tcp"), ("RDMA", f"proto=rdma,port={PORT}")
                 lose_device()
             os.listdir("/mnt/a")
 
+with check("a connection ends while nfsd has a call of it: what the device has goes without waiting for that", 200):
+    if NODES == 1:
+        raise Skip("in one guest it is the client's as well")
+    unlike("server", "the C transport keeps its queue pair until the last call has ended")
+    with frozen_disk() as disk:
+        def queue_pairs():
+            return int(on_server("rdma resource show qp | grep -c 'type RC'; true"))
+        wait_for(lambda: queue_pairs() == 0, 20, "no connection is left")
+        os.makedirs("/mnt/slow", exist_ok=True)
+        run("mount", "-t", "nfs", "-o", f"vers=3,nolock,proto=rdma,port={PORT}", f"{SERVER}:{disk}", "/mnt/slow")
+        try:
+            equal(queue_pairs(), 1, "queue pairs with the mount")
+            on_server(f"fsfreeze -f {disk}")
+            try:
+                job = subprocess.Popen(["touch", "/mnt/slow/file"])
+                wait_for(lambda: "D" in on_server("ps -C nfsd -o stat="), 30, "a thread waits for the file system")
+                job.kill()
+                job.wait(60 * SLOWNESS)
+                run("umount", "/mnt/slow")
+                wait_for(lambda: queue_pairs() == 0, 20, "the queue pair is gone")
+                expect("D" in on_server("ps -C nfsd -o stat="), "the call has ended before")
+            finally:
+                on_server(f"fsfreeze -u {disk}")
+        finally:
+            if os.path.ismount("/mnt/slow"):
+                run("umount", "/mnt/slow")
+        wait_for(lambda: "D" not in on_server("ps -C nfsd -o stat="), 30, "the call has ended")
+    with mounted("3"):
+        os.listdir("/mnt/a")
+
 with check("a callback that has no connection, and no thread of nfsd that notices: it is tried now and then", 200):
     if NODES == 1:
         raise Skip("in one guest it is the client's as well")

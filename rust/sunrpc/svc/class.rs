@@ -446,7 +446,8 @@ unsafe extern "C" fn release_ctxt<T: ServerTransport>(
     }
 }
 
-/// `->xpo_detach`: no more messages, no more requests for connections. Sleeps (row S73).
+/// `->xpo_detach`: the connection ends, or no more of them are asked for. Sleeps until the device has let go (row
+/// S73). The last reference may be dropped where nobody may sleep: by nfsd under `client_lock`, for one.
 ///
 /// # Safety
 ///
@@ -456,18 +457,17 @@ unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
     // The removal of a device may wait for it, and file systems for that.
     queue::without_fs(|| {
-        match xprt.conn() {
-            Some(conn) => T::detach(&conn),
-            // It is gone, or about to be.
-            None => xprt.core.wait_end(),
-        }
+        xprt.end();
+        // If a worker is at it.
+        xprt.core.wait_end();
         if let Some(listener) = xprt.listener() {
             T::stop(listener);
         }
     });
 }
 
-/// `->xpo_free`: the last reference is gone. Sleeps until the device has let go (row S74).
+/// `->xpo_free`: the last reference is gone. Does not sleep, if the transport was detached, and is no listener (row
+/// S74).
 ///
 /// # Safety
 ///

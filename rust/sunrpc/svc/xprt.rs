@@ -276,7 +276,7 @@ impl<T: ServerTransport> SvcXprt<T> {
     /// Ends the connection, as soon as those have finished who are using it: none of them waits for
     /// the peer, a thread of the service or a file system. Sleeps. Calls that are being served keep the
     /// transport, but not the connection.
-    fn end(&self) {
+    pub(super) fn end(&self) {
         // A connection that is not born yet ends in `set_kind`.
         if !self.born.load(Acquire) || self.ended.xchg(true, Full) {
             return;
@@ -296,7 +296,7 @@ impl<T: ServerTransport> SvcXprt<T> {
         SvcHandle(NonNull::from(&self.core))
     }
 
-    /// Frees a transport. Sleeps.
+    /// Frees a transport. Sleeps if it is a listener, or a connection that has not ended.
     ///
     /// # Safety
     ///
