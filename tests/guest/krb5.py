@@ -217,10 +217,10 @@ def traced(lines):
     write(f"{tracing}/kprobe_events", PROBES)
     os.mkdir(mine)
     try:
-        write(f"{mine}/buffer_size_kb", "8192")
+        write(f"{mine}/buffer_size_kb", "16384")
         write(f"{mine}/events/krb5/give_up/trigger", "enable_event:kmem:mm_page_free")
         write(f"{mine}/events/krb5/gave_up/trigger", "disable_event:kmem:mm_page_free")
-        for event in "sunrpc/xprt_disconnect_force", "rpcrdma/xprtrdma_post_send":
+        for event in "sunrpc/xprt_disconnect_force", "sunrpc/rpc_task_run_action", "rpcrdma/xprtrdma_post_send":
             write(f"{mine}/events/{event}/enable", "1")
         write(f"{mine}/events/krb5/enable", "1")
         yield
@@ -232,28 +232,34 @@ def traced(lines):
 
 
 def given_up(lines):
-    """For each call encoded anew while its connection was there: pages that became free, and
-    whether its head is again where it was.
+    """For each call encoded anew while the queue pair by which it was sent is to go, but is there: pages that
+    became free, and whether its head is again where it was.
 
     An interrupt amid that frees pages of others."""
-    frees, encoding, giving, heads, late = [], {}, {}, {}, False
+    frees, running, encoding, giving, heads = [], {}, {}, {}, {}
+    late, sent = False, set()
     for line in lines:
         # Flags: interrupts are off, to be rescheduled, within an interrupt.
-        match = re.match(r" *.*-(\d+) +\[\d+\] ..(.)\S* +[\d.]+: (\w+):", line)
+        match = re.match(r" *.*-(\d+) +\[\d+\] ..(.)\S* +[\d.]+: (\w+):(?: task:(\w+@\w+))?", line)
         if not match:
             continue
-        pid, interrupt, event = match.groups()
+        pid, interrupt, event, name = match.groups()
         if event == "xprt_disconnect_force":
             late = True
         elif event == "no_queue_pair":
             late = False
+            sent.clear()
+        elif event == "xprtrdma_post_send":
+            sent.add(name)
+        elif event == "rpc_task_run_action":
+            running[pid] = name
         elif event == "encode":
             task, head = re.search(r"task=(\w+) head=(\w+)", line).groups()
             encoding[pid] = heads.get(task) == head
             heads[task] = head
         elif event == "encoded":
             encoding.pop(pid, None)
-        elif event == "give_up" and late and pid in encoding:
+        elif event == "give_up" and late and pid in encoding and running.get(pid) in sent:
             giving[pid] = 0
         elif event == "mm_page_free" and pid in giving and interrupt == ".":
             giving[pid] += 1
