@@ -261,7 +261,8 @@ def given_up(lines):
             encoding.pop(pid, None)
         elif event == "give_up" and late and pid in encoding and running.get(pid) in sent:
             giving[pid] = 0
-        elif event == "mm_page_free" and pid in giving and interrupt == ".":
+        # Whoever gives up may be interrupted until the queue pair is gone.
+        elif event == "mm_page_free" and pid in giving and interrupt == "." and late and running.get(pid) in sent:
             giving[pid] += 1
         elif event == "gave_up" and pid in giving:
             frees.append((giving.pop(pid), encoding.get(pid)))

@@ -21,7 +21,7 @@ BALLAST = 96 << 20
 READER = """
 import mmap, os, sys
 sys.stdout.write("begun"); sys.stdout.flush()
-for turn in range(1000):
+while True:
     if sys.argv[2] == "list":
         for name in os.listdir(sys.argv[1]):
             pass

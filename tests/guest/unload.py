@@ -85,6 +85,7 @@ with check("unload with all events on, and more of them than the buffer holds"):
 with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
+own = run("dmesg")
 if MODULE == "rpcrdma_rust":
     PROBES = (
         "f:probe_device ib_register_client name=client->name:string",

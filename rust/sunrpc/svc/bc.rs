@@ -198,7 +198,7 @@ unsafe extern "C" fn buf_free(task: *mut bindings::rpc_task) {
 }
 
 /// `->send_request`: sends a callback by the server's connection. May sleep. 0 also if the task was failed here;
-/// `ENOTCONN` with the connection closed; `ENOBUFS` while it is being closed (row B17).
+/// `ENOTCONN` if that closes the connection; `ENOBUFS` while it is being closed (row B17).
 ///
 /// # Safety
 ///
@@ -209,13 +209,10 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
     let not_connected = err::enotconn().to_errno();
     // SAFETY: As above.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
-    if xprt.core.has(bindings::XPT_DEAD) {
-        return not_connected;
-    }
     let closing = xprt.core.has(bindings::XPT_CLOSE);
     let Some(conn) = xprt.conn().filter(|_| !closing) else {
-        // Until a thread of the service closes the transport, sunrpc thinks that this one is connected, and would
-        // try again at once, for seconds. Like this it waits for a moment each time.
+        // Until the service has detached the transport, sunrpc thinks that this one is connected, and would try
+        // again at once, for seconds. Like this it waits for a moment each time. After that it does not ask here.
         return err::enobufs().to_errno();
     };
     // SAFETY: The request has a complete call, which stays for the length of this function.
