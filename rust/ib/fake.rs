@@ -90,6 +90,8 @@ struct Facts {
     vague: bool,
     /// How the message that was sent last begins.
     sent: [u8; 64],
+    /// Of how many pieces of memory Reads and Writes were, all together.
+    pieces: usize,
     prompt: bool,
     flushes: bool,
     keys: u32,
@@ -185,6 +187,7 @@ impl Fake {
                     room: usize::MAX,
                     vague: false,
                     sent: [0; 64],
+                    pieces: 0,
                     prompt: false,
                     flushes: true,
                     keys: 0,
@@ -323,6 +326,11 @@ impl Fake {
     /// Queue pairs say that they are in this state, from now on.
     pub(crate) fn claim(&self, state: bindings::ib_qp_state) {
         self.state.facts.lock().state = state;
+    }
+
+    /// Of how many pieces of memory Reads and Writes were since this was asked last.
+    pub(crate) fn pieces(&self) -> usize {
+        core::mem::take(&mut self.state.facts.lock().pieces)
     }
 
     /// How many attempts are still to fail: see [`Self::refuse`].

@@ -34,6 +34,7 @@ mod tests {
         rt::{
             completion::Completion,
             err,
+            pagevec::PageVec,
             queue,
             ticker::Tick, //
         }, //
@@ -507,6 +508,39 @@ mod tests {
             assert!(seen.lock().read.last() == Some(&(4, number)));
             assert!(first.is_alone());
         }
+        assert!(!conn.shared.sq.lock().in_use());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_that_are_one_piece_of_memory_are_one_piece_for_the_device() -> Result {
+        let (fake, seen, alive, conn) = server()?;
+        let mut number = 0;
+        let mut pieces = |pages: PageVec, from, len| -> Result<usize> {
+            number += 1;
+            let mut read = conn.read(pages)?;
+            read.add(KEY, 0, from, len)?;
+            assert!(!read.post(Job::new(number, &alive))?);
+            let bytes = fake.asked()?.iter().fold(0, |sum, asked| match asked {
+                Asked::Read(KEY, bytes) => sum + *bytes,
+                _ => sum,
+            });
+            // CAST: A few pages.
+            assert_eq!(bytes, len as u32);
+            fake.complete(fake.sends(), OK);
+            assert!(seen
+                .lock()
+                .read
+                .pop()
+                .is_some_and(|(_, last)| last == number));
+            Ok(fake.pieces())
+        };
+        assert_eq!(pieces(pages(4)?.0, 0, 4 * PAGE_SIZE)?, 4);
+        assert_eq!(pieces(block(2)?, 0, 4 * PAGE_SIZE)?, 1);
+        // From the middle of one to the middle of another.
+        assert_eq!(pieces(block(2)?, 300, 3 * PAGE_SIZE)?, 1);
+        // One mapping is not of more than 64 KiB.
+        assert_eq!(pieces(block(5)?, 0, 32 * PAGE_SIZE)?, 2);
         assert!(!conn.shared.sq.lock().in_use());
         Ok(())
     }

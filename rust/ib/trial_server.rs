@@ -484,12 +484,19 @@ impl Drop for Shared {
     }
 }
 
-/// So many pages, and the first of them.
+/// So many pages, none of which is physically behind the one before it, and the first of them.
 pub(super) fn pages(count: usize) -> Result<(PageVec, Shared)> {
     let mut list = PageVec::new().with_room(count)?;
-    for _ in 0..count {
+    let mut between = KVec::new();
+    let mut last: *mut bindings::page = core::ptr::null_mut();
+    while list.len() < count {
         let page = Page::alloc_page(GFP_KERNEL)?;
-        let raw = NonNull::new(page.as_ptr()).ok_or(ENOMEM)?;
+        if last.wrapping_add(1) == page.as_ptr() {
+            between.push(page, GFP_KERNEL)?;
+            continue;
+        }
+        last = page.as_ptr();
+        let raw = NonNull::new(last).ok_or(ENOMEM)?;
         // SAFETY: The reference of `page`, which is forgotten.
         unsafe { list.push(raw) }?;
         core::mem::forget(page);
@@ -498,4 +505,27 @@ pub(super) fn pages(count: usize) -> Result<(PageVec, Shared)> {
     // SAFETY: The page is there.
     unsafe { bindings::get_page(first.as_ptr()) };
     Ok((list, Shared(first)))
+}
+
+/// `1 << order` pages, each physically behind the one before it.
+pub(super) fn block(order: u32) -> Result<PageVec> {
+    let count = 1usize.checked_shl(order).ok_or(EINVAL)?;
+    let mut list = PageVec::new().with_room(count)?;
+    let gfp = bindings::GFP_KERNEL | (1 << bindings::___GFP_COMP_BIT);
+    // SAFETY: Of pages that belong together, all are there as long as there is a reference to one.
+    let first = unsafe { bindings::alloc_pages(gfp, order) };
+    if first.is_null() {
+        return Err(ENOMEM);
+    }
+    for number in 0..count {
+        let page = NonNull::new(first.wrapping_add(number)).ok_or(ENOMEM)?;
+        // SAFETY: As above; the first reference is that of the allocation.
+        unsafe {
+            if number != 0 {
+                bindings::get_page(page.as_ptr());
+            }
+            list.push(page)?;
+        }
+    }
+    Ok(list)
 }

@@ -395,6 +395,10 @@ unsafe extern "C" fn post_send(
                 // Without mappings of its own, a device is given addresses of the kernel.
                 core::ptr::copy_nonoverlapping(from, facts.sent.as_mut_ptr(), len);
             }
+            if matches!(asked, Asked::Read(..) | Asked::Write(..)) {
+                // CAST: A small number.
+                facts.pieces = facts.pieces.saturating_add((*wr).num_sge as usize);
+            }
             facts.ask(asked);
             let _ = facts.sends.push_within_capacity(Posted {
                 cqe: (*wr).__bindgen_anon_1.wr_cqe,

@@ -94,6 +94,8 @@ impl<S: Service> Op<S> {
         } else {
             shared.limits().read_pages
         };
+        // A region of the RDMA core has room for so many pages, and gets as many pieces.
+        let merges = shared.limits().regions == 0;
         let mut count = 0u32;
         while pieces.peek().is_some() {
             // Tells how many pieces of memory there was room for.
@@ -115,8 +117,13 @@ impl<S: Service> Op<S> {
                     bv_len: piece.len(),
                     bv_offset: piece.offset(),
                 };
-                let pushed = rw.pieces.push(entry, GFP_KERNEL);
-                pushed.inspect_err(|_| short(rw.pieces.len()))?;
+                let last = rw.pieces.last_mut().filter(|_| merges);
+                if let Some(last) = last.filter(|last| is_behind(last, &entry)) {
+                    last.bv_len = last.bv_len.wrapping_add(entry.bv_len);
+                } else {
+                    let pushed = rw.pieces.push(entry, GFP_KERNEL);
+                    pushed.inspect_err(|_| short(rw.pieces.len()))?;
+                }
                 bytes = bytes.checked_add(piece.len()).ok_or(EINVAL)?;
                 end = piece.end();
             }
@@ -246,6 +253,24 @@ impl<S: Service> Op<S> {
         }
         self.wrs = 0;
     }
+}
+
+/// The largest piece that pages are put together to, in bytes: bounce buffers have room for it, and files are rarely in
+/// larger pieces of memory.
+const LARGEST: u32 = 65536;
+
+/// Whether this is the memory behind what `last` has, and both together are not too much for one mapping. (Pages of a
+/// file often are: one entry of a work request instead of many.)
+fn is_behind(last: &bindings::bio_vec, entry: &bindings::bio_vec) -> bool {
+    let end = last.bv_offset.wrapping_add(last.bv_len);
+    // CAST: 32 bits fit.
+    let pages = end as usize / PAGE_SIZE;
+    // Elsewhere the one behind the last page of a section may be one of another section.
+    cfg!(CONFIG_SPARSEMEM_VMEMMAP)
+        && end as usize % PAGE_SIZE == 0
+        && entry.bv_offset == 0
+        && last.bv_page.wrapping_add(pages) == entry.bv_page
+        && last.bv_len.saturating_add(entry.bv_len) <= LARGEST
 }
 
 /// Tells that there is no context for these pieces.
