@@ -75,7 +75,7 @@ class Peer:
             raise Quiet
         return wc
 
-    def recv(self, seconds=5, again=True):
+    def recv(self, seconds=5 * SLOWNESS, again=True):
         """The next message; then there is room for another one, but not if not `again`."""
         try:
             wc = self.wait(self.id.get_recv_comp, seconds)
