@@ -17,11 +17,13 @@ mod tests {
         fake::Asked,
         trial::*, //
     };
-    use crate::bindings;
-    use crate::rt::{
-        completion::Completion,
-        err,
-        queue, //
+    use crate::{
+        bindings,
+        rt::{
+            completion::Completion,
+            err,
+            queue, //
+        }, //
     };
     use kernel::{
         prelude::*,

@@ -85,6 +85,7 @@ with check("unload with all events on, and more of them than the buffer holds"):
 with check("rmmod at the end, nothing left"):
     run("rmmod", MODULE)
     gone("at the end")
+# Before the C module comes, which says the same.
 own = run("dmesg")
 if MODULE == "rpcrdma_rust":
     PROBES = (
@@ -131,8 +132,6 @@ if MODULE == "rpcrdma_rust":
             gone("without tunables of the client")
         finally:
             run("rmmod", "shim")
-    # Before the C module comes, which says the same.
-    own = run("dmesg")
     with check("beside the C module it does not load, and leaves nothing"):
         run("modprobe", "--ignore-install", "rpcrdma")
         try:

@@ -255,8 +255,7 @@ impl<S: Service> Op<S> {
     }
 }
 
-/// The largest piece that pages are put together to, in bytes: bounce buffers have room for it, and files are rarely in
-/// larger pieces of memory.
+/// The largest piece that pages are put together to, in bytes: bounce buffers have room for it.
 const LARGEST: u32 = 65536;
 
 /// Whether this is the memory behind what `last` has, and both together are not too much for one mapping. (Pages of a

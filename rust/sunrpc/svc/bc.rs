@@ -206,7 +206,6 @@ unsafe extern "C" fn buf_free(task: *mut bindings::rpc_task) {
 unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_rqst) -> c_int {
     // SAFETY: The request is in use; the service keeps the server's transport.
     let (raw, xid) = unsafe { ((*(*rqst).rq_xprt).bc_xprt, u32::from_be((*rqst).rq_xid)) };
-    let not_connected = err::enotconn().to_errno();
     // SAFETY: As above.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
     let closing = xprt.core.has(bindings::XPT_CLOSE);
@@ -231,7 +230,7 @@ unsafe extern "C" fn send_request<T: ServerTransport>(rqst: *mut bindings::rpc_r
         Err(_) => {
             // SAFETY: As above.
             unsafe { bindings::svc_xprt_deferred_close(raw) };
-            not_connected
+            err::enotconn().to_errno()
         }
     }
 }
