@@ -171,11 +171,9 @@ fn w34_read_bytes() {
         (&[max, 1], false),
         (&[max - 4096, 4096], true),
         (&[max - 4096, 4097], false),
-        // Each segment takes whole pages.
-        (&[max - 4095, 1], false),
-        (&[max - 4096, 1], true),
-        (&[max - 8192, 1, 1], true),
-        (&[max - 8192, 1, 1, 1], false),
+        // What they take of pages is known when it is known where they go.
+        (&[max - 2, 1, 1], true),
+        (&[max - 2, 1, 1, 1], false),
         (&[u32::MAX, u32::MAX, u32::MAX], false),
     ] {
         let list: Vec<_> = lengths.iter().map(|len| (4, seg(1, *len, 0))).collect();
@@ -190,13 +188,6 @@ fn w34_read_bytes() {
     let many = vec![(4, seg(1, 0, 0)); 261];
     assert_eq!(refused(&call(0, reads(&many), &[])), WireError::TooMany);
     assert!(decode_call(&call(0, reads(&many[..260]), &[]), &SERVER).is_ok());
-    // Senseless limits do not panic.
-    let limits = CallLimits {
-        page_size: 0,
-        ..SERVER
-    };
-    let msg = call(0, reads(&[(0, seg(1, 1, 1))]), &[]);
-    assert!(decode_call(&msg, &limits).is_err());
 }
 
 #[test]

@@ -66,7 +66,6 @@ fn encode(buf: &mut [u8], xid: u32, proc: Proc, lists: &Lists) -> Result<usize, 
 const WIDE: CallLimits = CallLimits {
     max_segs: 1000,
     max_read_bytes: u64::MAX,
-    page_size: 4096,
     empty_chunks: true,
 };
 

@@ -240,8 +240,6 @@ impl Connection {
             limits: CallLimits {
                 max_segs: max_pages,
                 max_read_bytes: bytes,
-                // What the segments take of pages is known when it is known where they go.
-                page_size: 1,
                 empty_chunks: false,
             },
             rdma,

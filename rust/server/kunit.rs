@@ -61,7 +61,6 @@ mod tests {
     const LIMITS: CallLimits = CallLimits {
         max_segs: 64,
         max_read_bytes: 1 << 20,
-        page_size: 1,
         empty_chunks: false,
     };
 

@@ -24,10 +24,8 @@ use super::{
 pub struct CallLimits {
     /// The most entries in the Read list, and segments in a Write or Reply chunk (row W35).
     pub max_segs: u32,
-    /// The most bytes to read, each segment rounded up to whole pages (row W34).
+    /// The most bytes to read (row W34).
     pub max_read_bytes: u64,
-    /// Bytes per page, for this rounding.
-    pub page_size: u32,
     /// Whether a Write chunk without segments is allowed. RFC 8166, 4.3.2.3 gives it a meaning
     /// ("return this item inline"); the C transport refuses it (row W35).
     pub empty_chunks: bool,
@@ -209,10 +207,7 @@ fn check_reads(reads: &ReadSegments<'_>, limits: &CallLimits) -> Result<(), Wire
         if read.position % 4 != 0 {
             return Err(WireError::BadChunk);
         }
-        sum = u64::from(read.segment.length)
-            .checked_next_multiple_of(u64::from(limits.page_size))
-            .and_then(|pages| sum.checked_add(pages))
-            .ok_or(WireError::Overflow)?;
+        sum = sum.saturating_add(u64::from(read.segment.length));
         if sum > limits.max_read_bytes {
             return Err(WireError::Overflow);
         }

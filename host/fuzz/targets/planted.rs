@@ -11,7 +11,6 @@ use rpcrdma_wire::wire::*;
 const LIMITS: CallLimits = CallLimits {
     max_segs: 8,
     max_read_bytes: 1 << 20,
-    page_size: 4096,
     empty_chunks: false,
 };
 

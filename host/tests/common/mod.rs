@@ -19,7 +19,6 @@ pub(crate) const CLIENT: Limits = Limits { max_segs: 12 };
 pub(crate) const SERVER: CallLimits = CallLimits {
     max_segs: 260,
     max_read_bytes: 260 * 4096,
-    page_size: 4096,
     empty_chunks: false,
 };
 
