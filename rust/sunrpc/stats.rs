@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The transport's line in `/proc/self/mountstats` (rows C121, C122).
+//! A transport's line in `/proc/self/mountstats` (rows C121, C122).
 
 use super::{
     xprt::Xprt,
@@ -65,31 +65,10 @@ pub(super) unsafe extern "C" fn print<T: ClientTransport>(
     // SAFETY: sunrpc calls this with a transport of this type, and a reference to it.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
     let more = xprt.inner().stats();
-    // SAFETY: The numbers are read while they may change, as everywhere in sunrpc.
-    let (stat, last_used) = unsafe { ((*raw).stat, (*raw).last_used) };
-    let idle = if xprt.is_connected() {
-        jiffies().wrapping_sub(last_used) / HZ
-    } else {
-        0
-    };
-    // CAST: As the format wants it; the number is small.
-    let idle = idle as c_long;
-    // SAFETY: The formats take the numbers that follow, all of them 32 (the first) or 64 bits wide.
+    // SAFETY: sunrpc calls this with a transport and a file.
+    unsafe { print_common(raw, seq) };
+    // SAFETY: The formats take the numbers that follow, all of them 64 bits wide.
     unsafe {
-        bindings::seq_printf(
-            seq,
-            c"\txprt:\trdma %u %lu %lu %lu %ld %lu %lu %lu %llu %llu ".as_char_ptr(),
-            0 as c_uint,
-            stat.bind_count,
-            stat.connect_count,
-            stat.connect_time / bindings::HZ,
-            idle,
-            stat.sends,
-            stat.recvs,
-            stat.bad_xids,
-            stat.req_u,
-            stat.bklog_u,
-        );
         bindings::seq_printf(
             seq,
             c"%llu %llu %llu %llu %llu %llu %llu %llu %llu %llu %llu ".as_char_ptr(),
@@ -113,6 +92,40 @@ pub(super) unsafe extern "C" fn print<T: ClientTransport>(
             more.mrs_allocated,
             more.local_inv_needed,
             more.empty_sendctx_q,
+        );
+    }
+}
+
+/// Prints what sunrpc counts for each transport: the beginning of the line.
+///
+/// # Safety
+///
+/// `raw` is a transport, `seq` a file that is being shown.
+pub(super) unsafe fn print_common(raw: *mut bindings::rpc_xprt, seq: *mut bindings::seq_file) {
+    // SAFETY: The numbers are read while they may change, as everywhere in sunrpc.
+    let (stat, last_used) = unsafe { ((*raw).stat, (*raw).last_used) };
+    // SAFETY: By the contract of this function.
+    let idle = if unsafe { bindings::xprt_connected(raw) } {
+        jiffies().wrapping_sub(last_used) / HZ
+    } else {
+        0
+    };
+    // SAFETY: The format takes the numbers that follow, all of them 32 (the first) or 64 bits wide.
+    unsafe {
+        bindings::seq_printf(
+            seq,
+            c"\txprt:\trdma %u %lu %lu %lu %ld %lu %lu %lu %llu %llu ".as_char_ptr(),
+            0 as c_uint,
+            stat.bind_count,
+            stat.connect_count,
+            stat.connect_time / bindings::HZ,
+            // CAST: As the format wants it; the number is small.
+            idle as c_long,
+            stat.sends,
+            stat.recvs,
+            stat.bad_xids,
+            stat.req_u,
+            stat.bklog_u,
         );
     }
 }

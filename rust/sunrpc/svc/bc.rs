@@ -32,6 +32,7 @@ use crate::{
     sunrpc::{
         addr,
         ops,
+        stats,
         xclass::{
             Class,
             Registration, //
@@ -334,24 +335,9 @@ unsafe extern "C" fn inject_disconnect(raw: *mut bindings::rpc_xprt) {
 ///
 /// sunrpc calls it with a transport made by [`setup`].
 unsafe extern "C" fn print_stats(raw: *mut bindings::rpc_xprt, seq: *mut bindings::seq_file) {
-    // SAFETY: The numbers are read while they may change, as everywhere in sunrpc. The format takes
-    // what follows, 32 or 64 bits wide.
+    // SAFETY: sunrpc calls this with a transport and a file. The format takes nothing.
     unsafe {
-        let stat = (*raw).stat;
-        bindings::seq_printf(
-            seq,
-            c"\txprt:\trdma %u %lu %lu %lu %ld %lu %lu %lu %llu %llu ".as_char_ptr(),
-            0 as c_uint,
-            stat.bind_count,
-            stat.connect_count,
-            stat.connect_time / bindings::HZ,
-            0 as c_long,
-            stat.sends,
-            stat.recvs,
-            stat.bad_xids,
-            stat.req_u,
-            stat.bklog_u,
-        );
+        stats::print_common(raw, seq);
         bindings::seq_printf(seq, c"0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0\n".as_char_ptr());
     }
 }
