@@ -347,6 +347,34 @@ with check("a long reply goes to the Reply chunk"), connection() as peer:
     equal(space.read(24, 0), accepted(31), "what was written")
     equal(space.read(40, 24), b"\xee" * 40, "memory behind it")
 
+with check("segments without bytes are passed over, in a Write chunk and in a Reply chunk"), \
+        server_folder("empty") as folder, connection() as peer:
+    on_server(f"echo 0123456789 >{folder}/file")
+    file = handle(peer, handle(peer, ROOT, "empty"), "file")
+    space = peer.space(256)
+    key, at = space.rkey, space.buf
+
+    def filled(*lengths):
+        """A chunk whose last segments have been shortened to what was written."""
+        return [(key, length, at + 64 * n) for n, length in enumerate(lengths)]
+
+    peer.send(fixed(36) + lists((), [filled(0, 3, 0, 8)]) + nfs3(36, 6, file) + words(0, 0, 7))
+    answer(peer, 36, header=lists((), [filled(0, 3, 0, 4)]))
+    expected = bytearray(b"\xee" * 256)
+    expected[64:67], expected[192:196] = b"012", b"3456"
+    equal(space.read(256, 0), bytes(expected), "memory behind READ")
+    # The 112 bytes of the reply do not fit behind the header, but it has room for a Reply chunk.
+    writes = [[(key, 4, at)] * 30, [(key, 4, at)] * 27]
+    peer.send(fixed(37) + lists((), writes, filled(0, 60, 0, 64)) + nfs3(37, 1, file))
+    data = peer.recv()
+    equal(struct.unpack_from(">4I", data)[3], NOMSG, "procedure of the reply")
+    empty = [[(k, 0, a) for k, _, a in chunk] for chunk in writes]
+    equal(data[16:], lists((), empty, filled(0, 60, 0, 52)), "lists of the reply")
+    equal(space.read(28, 64), accepted(37) + words(0), "what was written first")
+    equal(space.read(64, 128), b"\xee" * 64, "memory of the segment without bytes")
+    equal(space.read(64, 192)[52:], b"\xee" * 12, "memory behind the reply")
+    good(peer)
+
 with check("a Reply chunk that is too short: an error"), connection() as peer:
     space = peer.space(64)
     key, at = space.rkey, space.buf
