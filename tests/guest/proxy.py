@@ -135,6 +135,18 @@ def fill(chunk, size):
     return out
 
 
+def data_of_read(call):
+    """Where in the answer the data of READ begins with its length; 0: there is none. It is the last item."""
+    body = call.answer
+    if not call.writes or body[24:28] != words(0):
+        return 0
+    if call.procedure == READ:
+        return 24 + 4 + 4 + (84 if body[28:32] == words(1) else 0) + 8
+    # NFSv4.1 and later: SEQUENCE, PUTFH, READ.
+    read = 24 + 12 + 44 + 8
+    return read + 12 if body[36:40] == words(53) and body[read:read + 8] == words(25, 0) else 0
+
+
 class Connection:
     def __init__(self, proxy, cmid, private):
         self.proxy, self.cmid, self.private = proxy, cmid, private
@@ -225,14 +237,12 @@ class Connection:
         reply, body = Reply(call), call.answer
         reply.credits = self.proxy.credits
         reply.writes = [fill(chunk, 0) for chunk in call.writes]
-        if call.procedure == READ and call.writes:
-            # An opaque is the last item of the answer of NFSv3.
-            at = 24 + 4 + 4 + (84 if body[28:32] == words(1) else 0) + 8
-            if body[24:28] == words(0):
-                size, = struct.unpack_from(">I", body, at)
-                self.scatter(call.writes[0], body[at + 4:at + 4 + size])
-                reply.writes[0] = fill(call.writes[0], size)
-                body = body[:at + 4]
+        at = data_of_read(call)
+        if at:
+            size, = struct.unpack_from(">I", body, at)
+            self.scatter(call.writes[0], body[at + 4:at + 4 + size])
+            reply.writes[0] = fill(call.writes[0], size)
+            body = body[:at + 4]
         if call.reply is None:
             reply.body = body
         else:
