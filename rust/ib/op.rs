@@ -231,7 +231,7 @@ impl<S: Service> Shared<S> {
     /// Drops what an operation without contexts has, and puts it into its pool.
     pub(super) fn put_op(&self, mut op: KBox<Op<S>>) {
         if let Memory::Source(payload) = core::mem::replace(&mut op.memory, Memory::None) {
-            op.spare = payload.into_pages().emptied();
+            op.spare = payload.into_room();
         }
         op.job = None;
         self.ops(op.is_reply()).lock().idle.push(op);

@@ -137,7 +137,7 @@ unsafe impl Payload for Source {
         self.buf.len().div_ceil(PAGE_SIZE)
     }
 
-    fn into_pages(self) -> PageVec {
+    fn into_room(self) -> PageVec {
         PageVec::new()
     }
 }

@@ -5,6 +5,10 @@
 //! C header: [include/linux/jiffies.h](srctree/include/linux/jiffies.h)
 
 use crate::bindings;
+use kernel::time::{
+    delay::fsleep,
+    Delta, //
+};
 
 /// Jiffies in a second.
 pub(crate) const HZ: usize = bindings::HZ;
@@ -13,4 +17,11 @@ pub(crate) const HZ: usize = bindings::HZ;
 pub(crate) fn jiffies() -> usize {
     // SAFETY: The function only reads the clock.
     unsafe { bindings::jiffies_now() }
+}
+
+/// Does not return: for those who would do harm if they went on. The kernel tells of tasks that hang.
+pub(crate) fn sleep_for_ever() -> ! {
+    loop {
+        fsleep(Delta::from_secs(3600));
+    }
 }

@@ -147,6 +147,7 @@ pub(crate) unsafe trait Payload: Send + 'static {
     /// How many pages it keeps.
     fn pages(&self) -> usize;
 
-    /// The list of its pages.
-    fn into_pages(self) -> PageVec;
+    /// Drops its pages, and gives the list that they were in. (Not the pages: files may have them, and who gets a
+    /// list of pages may write to them.)
+    fn into_room(self) -> PageVec;
 }

@@ -489,6 +489,19 @@ mod tests {
     }
 
     #[test]
+    fn service_does_not_wait_for_the_end_of_a_connection_that_it_closes() -> Result {
+        let (fake, xprt, _rqst, conn) = trial()?;
+        xprt.set_conn(conn);
+        let gone = xprt.with_conn(|_| {
+            xprt.detach();
+            is_gone(&fake)
+        });
+        assert!(gone == Some(Ok(false)));
+        assert!(within(200, || is_gone(&fake))?);
+        Ok(())
+    }
+
+    #[test]
     fn connection_whose_device_goes_first_ends_when_it_is_told_of() -> Result {
         let (fake, xprt, _rqst, conn) = trial()?;
         xprt.handle().close_now();

@@ -29,6 +29,7 @@ use super::{
 use crate::{
     bindings,
     rt::{
+        clock,
         err,
         ratelimit::say,
         waitbit, //
@@ -239,8 +240,10 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
             show((unsafe { rqst::traced(rqst) }, mr));
         });
     });
-    if let Some(lease) = slot.reclaim() {
-        slot.state.restore(lease);
+    match slot.reclaim() {
+        Some(lease) => slot.state.restore(lease),
+        // It is not known who can reach the memory, which sunrpc would use again.
+        None => clock::sleep_for_ever(),
     }
 }
 

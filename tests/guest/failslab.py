@@ -323,6 +323,31 @@ def reconnect(at):
     return work
 
 
+def unfinished():
+    """sunrpc has a transport for callbacks made, and then has no memory for its name: it destroys the transport,
+    whoever knows of it by then."""
+    unlike("server", "sunrpc frees what the server's transport still points to (upstream-findings.md)", deadly=True)
+    shell = shell_of("server")
+    Faults("server", "slab")
+    symbols = sorted(shell("grep '[[]sunrpc]' /proc/kallsyms").splitlines())
+    at = [line.split()[2] for line in symbols].index("xprt_create_transport")
+    first, after = (symbols[n].split()[0] for n in (at, at + 1))
+    begin, end = code(shell("grep \"[[]$MODULE\"] /proc/kallsyms").splitlines())
+    shell(f"cd {SLAB}; echo 0x{first} >require-start; echo 0x{after} >require-end; echo {begin:#x} >reject-start; "
+          f"echo {end:#x} >reject-end; echo 1 >interval; echo 1 >times; echo 100 >probability")
+    try:
+        with mounted("4.2") as at:
+            use(at, 0)
+            left = shell(f"echo 0 >{SLAB}/probability; cat {SLAB}/times").strip()
+            equal(left, "0", "allocations left to fail")
+            # The client is told that it cannot be called, and asks again.
+            use(at, 1)
+            can_be_called()
+    finally:
+        shell(f"cd {SLAB}; echo 0 >probability; echo 0 >reject-start; echo 0 >reject-end")
+    equal(attempt("4.2", 2), None, "error after that")
+
+
 if sys.argv[1:] == ["places"]:
     print(json.dumps(places()))
     sys.exit()
@@ -336,6 +361,8 @@ else:
                 walk("client", lambda number: attempt(vers, number))
         with check("v4.2: mount, work and unmount while allocations of the server fail", LIMIT):
             walk("server", lambda number: attempt("4.2", number))
+        with check("v4.2: sunrpc cannot complete the server's transport for callbacks", LIMIT):
+            unfinished()
         for side in ("client", "server"):
             with check(f"v3: many calls at once while allocations of the {side} fail", LIMIT):
                 walk(side, lambda number: attempt("3", number, crowd))

@@ -4,12 +4,13 @@
 //!
 //! sunrpc sees a client transport of its own class, which has the server's transport to send with.
 //! One exists per connection at most, from the first session that wants callbacks until the
-//! connection is freed.
+//! connection is freed. The server's transport knows of it from its first call on: sunrpc destroys a
+//! transport that it cannot complete, whoever has a reference by then.
 //!
 //! | reference | dropped by |
 //! | --- | --- |
 //! | of whoever had the transport made | them |
-//! | `svc_xprt.xpt_bc_xprt` | `svc_xprt_free` (row X3) |
+//! | `svc_xprt.xpt_bc_xprt`, from the first call on | `svc_xprt_free` (row X3) |
 //! | the module's, because its functions are here (row X64) | [`destroy`] |
 //!
 //! It sends with the server's transport only while a service does: services keep that as long as
@@ -50,13 +51,17 @@ use kernel::{
     sync::{
         atomic::{
             Atomic,
-            Full, //
+            Full,
+            Relaxed,
+            Release, //
         },
         lock::{
             spinlock::SpinLockBackend,
             Lock, //
         },
+        Arc, //
     },
+    types::Opaque, //
 };
 
 /// What one credit counts in sunrpc's congestion window.
@@ -83,7 +88,7 @@ impl<T: ServerTransport> Vtable<T> {
         // Whoever wants to take such a transport out by sysfs is not left asleep.
         reserve_xprt: Some(ops::reserve_xprt),
         release_xprt: Some(ops::release_xprt),
-        alloc_slot: Some(bindings::xprt_alloc_slot),
+        alloc_slot: Some(alloc_slot),
         free_slot: Some(bindings::xprt_free_slot),
         release_request: Some(bindings::xprt_release_rqst_cong),
         buf_alloc: Some(buf_alloc),
@@ -96,6 +101,33 @@ impl<T: ServerTransport> Vtable<T> {
         inject_disconnect: Some(inject_disconnect),
         ..pin_init::zeroed()
     };
+}
+
+/// A client's transport over a server's.
+#[repr(C)]
+struct BcXprt {
+    base: Opaque<bindings::rpc_xprt>,
+    claim: Claim,
+}
+
+/// Of a server's transport: this client's transport is the one over it.
+struct Claim(Arc<Atomic<*mut bindings::rpc_xprt>>);
+
+impl Claim {
+    /// Claims a server's transport for `raw`; else gives the one that has it.
+    fn new(
+        only: &Arc<Atomic<*mut bindings::rpc_xprt>>,
+        raw: *mut bindings::rpc_xprt,
+    ) -> Result<Self, *mut bindings::rpc_xprt> {
+        only.cmpxchg(core::ptr::null_mut(), raw, Full)?;
+        Ok(Self(only.clone()))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.store(core::ptr::null_mut(), Release);
+    }
 }
 
 /// `->setup` of the class for callbacks: a client's transport over a server's connection, or an error pointer.
@@ -129,7 +161,7 @@ unsafe fn create<T: ServerTransport>(
     let new = unsafe {
         CLASS.alloc(
             args.net,
-            size_of::<bindings::rpc_xprt>(),
+            size_of::<BcXprt>(),
             (T::BC_REQUESTS, T::BC_REQUESTS),
             &addr,
         )
@@ -145,21 +177,67 @@ unsafe fn create<T: ServerTransport>(
         (*raw).prot = bindings::xprt_transports_XPRT_TRANSPORT_BC_RDMA;
         (*raw).ops = const { &Vtable::<T>::OPS };
         (*raw).max_payload = PAGE_SIZE;
-    }
-    // SAFETY: The transport is new, so this cannot fail. The reference is that of the server's
-    // transport, which drops it when it is freed. The field is changed here alone.
-    let slot = unsafe {
-        bindings::xprt_get(raw);
         (*raw).bc_xprt = svc.as_ptr();
-        Atomic::from_ptr(&raw mut (*svc.as_ptr()).xpt_bc_xprt)
+    }
+    // SAFETY: By the contract of this function.
+    let (core, completed) = unsafe {
+        let list = (&raw const (*svc.as_ptr()).xpt_bc_xps).read_volatile();
+        (&SvcXprt::<T>::from_raw(svc.as_ptr()).core, !list.is_null())
     };
-    if slot.cmpxchg(core::ptr::null_mut(), raw, Full).is_err() {
-        // Two clients want callbacks on this connection at the same time. For this one that fails,
-        // until it asks again: then there is a transport.
-        return Err(EAGAIN);
+    let claim = Claim::new(&core.bc, raw).map_err(|other| {
+        // Two clients want callbacks on this connection at the same time, or who wanted them before has failed
+        // later. For this one that fails, until it asks again: then there is a transport.
+        if completed {
+            // SAFETY: When sunrpc has completed a transport, it gives the server's one a list that keeps it: this
+            // one, since nobody else has come by a claim since then.
+            unsafe { publish(other) };
+        }
+        EAGAIN
+    })?;
+    // SAFETY: The memory is for this, and not initialised.
+    unsafe {
+        (&raw mut (*raw.cast::<BcXprt>()).claim).write(claim);
     }
     module.into_raw();
     Ok(new.dismiss())
+}
+
+/// `->alloc_slot`: as sunrpc does it. Does not sleep.
+///
+/// # Safety
+///
+/// sunrpc calls it for a task of a transport made by [`setup`]; the service keeps the server's.
+unsafe extern "C" fn alloc_slot(raw: *mut bindings::rpc_xprt, task: *mut bindings::rpc_task) {
+    // SAFETY: By the contract of this function.
+    unsafe {
+        publish(raw);
+        bindings::xprt_alloc_slot(raw, task);
+    }
+}
+
+/// Makes a transport that sunrpc has completed known to the server's, which gets a reference, if it does not know it.
+///
+/// # Safety
+///
+/// `raw` was made by [`setup`]. The caller has a reference to it, and to the server's transport.
+unsafe fn publish(raw: *mut bindings::rpc_xprt) {
+    // SAFETY: By the contract of this function. The field is changed here alone.
+    let known = unsafe { Atomic::from_ptr(&raw mut (*(*raw).bc_xprt).xpt_bc_xprt) };
+    if !known.load(Relaxed).is_null() {
+        return;
+    }
+    // SAFETY: The caller has a reference, so this cannot fail, and what is put is not the last one.
+    unsafe {
+        bindings::xprt_get(raw);
+        if known.cmpxchg(core::ptr::null_mut(), raw, Full).is_err() {
+            bindings::xprt_put(raw);
+            return;
+        }
+        // Whoever takes the server's transport down marks it dead, and then looks for this one.
+        if bindings::svc_xprt_is_dead((*raw).bc_xprt) {
+            close(raw);
+        }
+    }
 }
 
 /// `->buf_alloc`: one buffer for call and reply. May sleep. 0, `EINVAL` for calls of more than a page, or `ENOMEM`
@@ -307,12 +385,15 @@ unsafe extern "C" fn close(raw: *mut bindings::rpc_xprt) {
     }
 }
 
+/// `->destroy`: nobody uses the transport any more, or sunrpc could not complete it.
+///
 /// # Safety
 ///
-/// sunrpc calls it with a transport made by [`setup`], which nobody uses any more.
+/// sunrpc calls it with a transport made by [`setup`], which nobody else refers to.
 unsafe extern "C" fn destroy(raw: *mut bindings::rpc_xprt) {
-    // SAFETY: By the contract of this function; the module reference is that of `create`.
+    // SAFETY: By the contract of this function; the module reference is that of `create`, which has written the claim.
     unsafe {
+        core::ptr::drop_in_place(&raw mut (*raw.cast::<BcXprt>()).claim);
         addr::free(raw);
         bindings::xprt_free(raw);
         drop(ModuleRef::from_raw());

@@ -346,6 +346,12 @@ unsafe extern "C" fn recvfrom<T: ServerTransport>(rqstp: *mut bindings::svc_rqst
     }
     match call {
         Ok(Some(ctxt)) => {
+            if !rqst.is_complete() {
+                T::release(&conn, ctxt);
+                // SAFETY: The thread has a reference to the transport.
+                unsafe { bindings::svc_xprt_deferred_close(raw) };
+                return EIO.to_errno();
+            }
             // SAFETY: The request is the current thread's.
             unsafe {
                 (*rqstp).rq_xprt_ctxt = KBox::into_raw(ctxt).cast();
@@ -446,28 +452,27 @@ unsafe extern "C" fn release_ctxt<T: ServerTransport>(
     }
 }
 
-/// `->xpo_detach`: the connection ends, or no more of them are asked for. Sleeps until the device has let go (row
-/// S73). The last reference may be dropped where nobody may sleep: by nfsd under `client_lock`, for one.
+/// `->xpo_detach`: the connection ends, or no more of them are asked for, for which this sleeps (row S73).
+///
+/// A connection is ended by a worker, with a reference. The last one may be dropped where nobody may sleep: by nfsd
+/// under `client_lock`, for one. And as long as this has not returned, sunrpc counts the connection among those of
+/// peers that it does not know, so that it would close one at a time while others accept more of them.
 ///
 /// # Safety
 ///
 /// sunrpc calls it once, for a transport of type `T`.
-unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
+pub(super) unsafe extern "C" fn detach<T: ServerTransport>(raw: *mut bindings::svc_xprt) {
     // SAFETY: sunrpc has a reference to the transport.
     let xprt = unsafe { SvcXprt::<T>::from_raw(raw) };
-    // The removal of a device may wait for it, and file systems for that.
-    queue::without_fs(|| {
-        xprt.end();
-        // If a worker is at it.
-        xprt.core.wait_end();
-        if let Some(listener) = xprt.listener() {
-            T::stop(listener);
-        }
-    });
+    match xprt.listener() {
+        // The removal of a device may wait for it, and file systems for that.
+        Some(listener) => queue::without_fs(|| T::stop(listener)),
+        None => xprt.core.end_soon(),
+    }
 }
 
-/// `->xpo_free`: the last reference is gone. Does not sleep, if the transport was detached, and is no listener (row
-/// S74).
+/// `->xpo_free`: the last reference is gone. Does not sleep if the transport is a connection that was detached: it
+/// has ended then (row S74).
 ///
 /// # Safety
 ///

@@ -34,6 +34,8 @@ use kernel::{
 /// owns, which nobody else looks at.
 pub(crate) struct CallRqst<'a> {
     raw: NonNull<bindings::svc_rqst>,
+    /// Whether it is said where the call is, and the pages have stayed since then.
+    complete: bool,
     _rqst: PhantomData<&'a mut ()>,
 }
 
@@ -45,12 +47,18 @@ impl CallRqst<'_> {
         // INVARIANT: As the caller promises.
         Self {
             raw,
+            complete: false,
             _rqst: PhantomData,
         }
     }
 
     fn raw(&self) -> *mut bindings::svc_rqst {
         self.raw.as_ptr()
+    }
+
+    /// Whether there is a call that the service can look at.
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Whether the service makes calls to this client.
@@ -152,6 +160,7 @@ impl CallRqst<'_> {
             (*arg).buflen = len;
             (*arg).len = len;
         }
+        self.complete = true;
         Ok(())
     }
 
@@ -166,6 +175,7 @@ impl CallRqst<'_> {
         if count > self.max_pages() {
             return Err(EINVAL);
         }
+        self.complete = false;
         let mut pages = pages.with_room(count)?;
         for index in 0..count {
             let page = self.page(index).ok_or(EINVAL)?;
@@ -186,6 +196,7 @@ impl CallRqst<'_> {
         if pages.len() > self.max_pages() {
             return Err(EINVAL);
         }
+        self.complete = false;
         for index in 0..pages.len() {
             let old = self.page(index).ok_or(EINVAL)?;
             // SAFETY: The old page is the request's and given up; the new one is taken over.
@@ -225,6 +236,13 @@ enum Place {
 }
 
 impl Parts {
+    const NOTHING: Self = Self {
+        head: pin_init::zeroed(),
+        tail: pin_init::zeroed(),
+        page_base: 0,
+        page_len: 0,
+    };
+
     fn len(&self) -> usize {
         self.head
             .iov_len
@@ -400,14 +418,19 @@ impl ReplyRqst<'_> {
     ///
     /// With more than one, some may belong to files.
     pub(crate) fn recycle(&mut self) {
-        if self.pages_used() == 1 {
-            // SAFETY: By the type invariant. sunrpc releases and replaces nothing then.
-            unsafe { (*self.raw()).rq_next_page = (*self.raw()).rq_respages };
+        // SAFETY: By the type invariant. sunrpc releases and replaces nothing then.
+        unsafe {
+            let rqst = self.raw();
+            if self.pages_used() == 1 && !(*(*rqst).rq_respages).is_null() {
+                (*rqst).rq_next_page = (*rqst).rq_respages;
+            }
         }
     }
 
-    /// Takes the reply out of the request, with the pages that it is in (row S62): in the list `room`.
+    /// Takes the reply out of the request, with the pages that it is in (row S62): in the list `room`. After that
+    /// there is none.
     pub(crate) fn detach(&mut self, room: PageVec) -> Result<DetachedReply> {
+        let parts = core::mem::replace(&mut self.parts, Parts::NOTHING);
         let mut used = self.pages_used();
         // SAFETY: By the type invariant.
         let (respages, list, end) = unsafe {
@@ -419,7 +442,7 @@ impl ReplyRqst<'_> {
             )
         };
         // Where the page list starts, in pages of the request.
-        let first = if self.parts.page_len == 0 {
+        let first = if parts.page_len == 0 {
             0
         } else {
             let pages = |to: *mut *mut bindings::page| {
@@ -427,10 +450,9 @@ impl ReplyRqst<'_> {
                 Ok::<_, Error>(bytes / size_of::<*mut bindings::page>())
             };
             let first = pages(list)?;
-            let last = self
-                .parts
+            let last = parts
                 .page_base
-                .saturating_add(self.parts.page_len)
+                .saturating_add(parts.page_len)
                 .div_ceil(PAGE_SIZE);
             let needed = first.saturating_add(last);
             if needed > pages(end)? {
@@ -454,7 +476,7 @@ impl ReplyRqst<'_> {
                 *respages.add(index) = core::ptr::null_mut();
             }
         }
-        for kvec in [&self.parts.head, &self.parts.tail] {
+        for kvec in [&parts.head, &parts.tail] {
             // Services encode replies in nothing but pages of the request.
             if !Parts::is_in(kvec, &pages) {
                 return Err(EIO);
@@ -464,7 +486,7 @@ impl ReplyRqst<'_> {
         Ok(DetachedReply {
             pages,
             first,
-            parts: self.parts,
+            parts,
         })
     }
 }
@@ -486,8 +508,8 @@ unsafe impl Payload for DetachedReply {
         self.pages.len()
     }
 
-    fn into_pages(self) -> PageVec {
-        self.pages
+    fn into_room(self) -> PageVec {
+        self.pages.emptied()
     }
 
     fn pieces(&self, at: usize, len: usize) -> impl Iterator<Item = Piece<'_>> {

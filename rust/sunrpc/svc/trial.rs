@@ -3,7 +3,10 @@
 //! A server transport and a request for tests: no service has them.
 
 use super::{
-    class::Newborn,
+    class::{
+        self,
+        Newborn, //
+    },
     rqst::{
         CallRqst,
         ReplyRqst, //
@@ -53,6 +56,12 @@ impl<T: ServerTransport> TrialXprt<T> {
     /// What a thread of the service does with the connection: nothing if it has ended.
     pub(crate) fn with_conn<R>(&self, f: impl FnOnce(&T::Conn) -> R) -> Option<R> {
         self.0.xprt().conn().map(|conn| f(&conn))
+    }
+
+    /// What a thread of the service does that closes it. Once.
+    pub(crate) fn detach(&self) {
+        // SAFETY: The transport is of this type, and tests do this once.
+        unsafe { class::detach::<T>(self.0.xprt().core.raw()) };
     }
 
     /// What a service does with a call that names one of its files.

@@ -29,6 +29,7 @@ use kernel::{
             Relaxed, //
         },
         new_spinlock,
+        Arc,
         Completion,
         Refcount,
         SpinLock, //
@@ -55,6 +56,8 @@ pub(super) struct Core {
     #[pin]
     end_work: Opaque<bindings::work_struct>,
     end_queued: AtomicFlag,
+    /// The client's transport for callbacks over this connection, if there is one: also while sunrpc makes it.
+    pub(super) bc: Arc<Atomic<*mut bindings::rpc_xprt>>,
     /// No further calls are to be taken up.
     full: AtomicFlag,
 }
@@ -112,10 +115,21 @@ impl Core {
         inc_not_zero(count)
     }
 
-    /// Waits for the worker that ends the connection, if it was asked for. Sleeps; not from that worker.
-    pub(super) fn wait_end(&self) {
-        // SAFETY: The item was initialised with the transport.
-        unsafe { bindings::flush_work(self.end_work.get()) };
+    /// Has a worker end the connection, unless there is no reference any more. Once; any context.
+    pub(super) fn end_soon(&self) {
+        if self.end_queued.xchg(true, Full) || !self.get_unless_dead() {
+            return;
+        }
+        // SAFETY: The work item was initialised with the transport, of which it gets the reference.
+        // It is queued once, and the queue is drained before the module goes.
+        unsafe {
+            bindings::queue_work_on(
+                // CAST: A small number.
+                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
+                queue::closing_queue_raw(),
+                self.end_work.get(),
+            )
+        };
     }
 }
 
@@ -193,6 +207,7 @@ impl<T: ServerTransport> SvcXprt<T> {
         class: *mut bindings::svc_xprt_class,
         serv: *mut bindings::svc_serv,
     ) -> Result<NonNull<Self>> {
+        let bc = Arc::new(Atomic::new(core::ptr::null_mut()), GFP_KERNEL)?;
         let this = KBox::pin_init(
             try_pin_init!(Self {
                 core <- pin_init!(Core {
@@ -208,6 +223,7 @@ impl<T: ServerTransport> SvcXprt<T> {
                         unsafe { bindings::init_work(work, Some(end_worker::<T>)) };
                     }),
                     end_queued: AtomicFlag::new(false),
+                    bc,
                     full: AtomicFlag::new(false),
                 }),
                 born: AtomicFlag::new(false),
@@ -373,20 +389,7 @@ impl SvcHandle {
     /// S75): by a worker. A thread closes the transport when there is one. Any context.
     pub(crate) fn close_now(&self) {
         self.close();
-        let core = self.core();
-        if core.end_queued.xchg(true, Full) || !core.get_unless_dead() {
-            return;
-        }
-        // SAFETY: The work item was initialised with the transport, of which it gets the reference.
-        // It is queued once, and the queue is drained before the module goes.
-        unsafe {
-            bindings::queue_work_on(
-                // CAST: A small number.
-                bindings::wq_misc_consts_WORK_CPU_UNBOUND as c_int,
-                queue::closing_queue_raw(),
-                core.end_work.get(),
-            )
-        };
+        self.core().end_soon();
     }
 
     /// Says whether calls are to be left where they are (row S68). Any context. After a change to
