@@ -43,14 +43,15 @@ mod expose;
 #[cfg(CONFIG_KUNIT = "y")]
 mod fake;
 mod inner;
-mod kunit;
+mod kunit_conn;
 mod kunit_expose;
 mod kunit_passive;
 mod kunit_server;
 mod limits;
+mod listen;
+mod lost;
 mod mr;
 mod op;
-mod passive;
 mod patience;
 mod pd;
 mod probe;
@@ -68,6 +69,8 @@ mod trial;
 mod trial_server;
 mod tx;
 
+use kernel::str::CStr;
+
 #[cfg(CONFIG_KUNIT = "y")]
 pub(crate) use self::fake::{
     Asked,
@@ -76,7 +79,6 @@ pub(crate) use self::fake::{
 pub(crate) use self::{
     conn::{
         Conn,
-        Lost,
         Protocol,
         Quiesced, //
     },
@@ -98,14 +100,15 @@ pub(crate) use self::{
         Limits,
         Params, //
     },
-    op::{
-        Read,
-        Reply, //
-    },
-    passive::{
+    listen::{
         Doorbell,
         Incoming,
         Listener, //
+    },
+    lost::Lost,
+    op::{
+        Read,
+        Reply, //
     },
     raw_mr::{
         Access,
@@ -124,3 +127,6 @@ pub(crate) use self::{
     srx::Message,
     tx::Regions, //
 };
+
+/// The name under which `rdma resource show` lists our objects (row M7).
+const OWNER: &CStr = c"rpcrdma_rust";

@@ -9,9 +9,9 @@
 //! C header: [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
 use super::{
-    conn::Lost,
     device::Link,
-    domain::Domain, //
+    domain::Domain,
+    lost::Lost, //
 };
 use crate::{
     bindings,
@@ -21,7 +21,7 @@ use crate::{
         net::{
             Net,
             SockAddr, //
-        }, //
+        },
     },
 };
 use core::ptr::NonNull;
@@ -277,7 +277,7 @@ impl Id {
                 Arc::as_ptr(&events).cast_mut().cast(),
                 bindings::rdma_ucm_port_space_RDMA_PS_TCP,
                 bindings::ib_qp_type_IB_QPT_RC,
-                super::conn::OWNER.as_char_ptr(),
+                super::OWNER.as_char_ptr(),
             )
         })?;
         // INVARIANT: Just made.

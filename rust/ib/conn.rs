@@ -25,6 +25,7 @@ use super::{
         Limits,
         Params, //
     },
+    lost::Lost,
     mr::{
         MrCtx,
         Refill, //
@@ -48,7 +49,6 @@ use super::{
 use crate::{
     bindings,
     rt::{
-        cstr,
         err,
         kbuf::{
             KBuf,
@@ -68,7 +68,6 @@ use kernel::{
     fmt,
     page::PAGE_SIZE,
     prelude::*,
-    str::CStr,
     sync::{
         atomic::{
             Full,
@@ -79,49 +78,6 @@ use kernel::{
         Arc, //
     },
 };
-
-/// The name under which `rdma resource show` lists our objects (row M7).
-pub(super) const OWNER: &CStr = c"rpcrdma_rust";
-
-/// Why a connection cannot go on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Lost {
-    /// The device is being removed.
-    DeviceRemoved,
-    /// The peer, or the connection manager, ended it.
-    Disconnected,
-    /// The local address moved to another device.
-    AddressChange,
-    /// A work request failed with this status.
-    CompletionError(u32),
-    /// A work request could not be posted.
-    PostFailed,
-    /// A region could not be invalidated.
-    InvalidateFailed,
-    /// The device reports an error of the queue pair.
-    QueueError,
-    /// The peer does not react any more.
-    Silent,
-}
-
-impl fmt::Display for Lost {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match *self {
-            Self::DeviceRemoved => "the device is being removed",
-            Self::Disconnected => "the peer has ended it, or the path to it",
-            Self::AddressChange => "our address is at another device now",
-            Self::CompletionError(status) => {
-                // SAFETY: The function returns a constant string for any number.
-                let text = unsafe { cstr::from_c(bindings::ib_wc_status_msg(status)) };
-                return f.write_fmt(fmt!("a work request failed: {text} ({status})"));
-            }
-            Self::PostFailed => "a work request could not be posted",
-            Self::InvalidateFailed => "memory could not be invalidated",
-            Self::QueueError => "the device reports an error of the queue pair",
-            Self::Silent => "the peer does not react",
-        })
-    }
-}
 
 /// What uses a connection.
 ///

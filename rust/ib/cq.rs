@@ -190,7 +190,7 @@ impl Cq {
                 cx.cast_mut().cast(),
                 c_int::try_from(depth)?,
                 bindings::ib_poll_context_IB_POLL_WORKQUEUE,
-                super::conn::OWNER.as_char_ptr(),
+                super::OWNER.as_char_ptr(),
             )
         })?;
         // INVARIANT: Just made.

@@ -9,7 +9,7 @@
 //! C header: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h)
 
 use super::{
-    conn::Lost,
+    lost::Lost,
     pd::{
         self,
         Kept, //

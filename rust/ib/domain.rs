@@ -4,11 +4,11 @@
 //! those who post without the connection's own serialisation.
 
 use super::{
-    conn::Lost,
     device::{
         DeviceLease,
         Link, //
     },
+    lost::Lost,
     pd::Pd, //
 };
 use crate::{

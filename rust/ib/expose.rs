@@ -17,7 +17,6 @@
 
 use super::{
     conn::{
-        Lost,
         Protocol,
         Quiesced, //
     },
@@ -27,6 +26,7 @@ use super::{
         Cx,
         Inner, //
     },
+    lost::Lost,
     mr::{
         Mr,
         MrCtx, //

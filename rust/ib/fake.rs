@@ -464,7 +464,7 @@ pub(super) unsafe fn create_qp(
 ) -> Result<NonNull<bindings::ib_qp>> {
     // SAFETY: The protection domain is valid, and as the caller promises.
     let qp = from_err_ptr(unsafe {
-        bindings::ib_create_qp_kernel(domain.as_raw(), attr, super::conn::OWNER.as_char_ptr())
+        bindings::ib_create_qp_kernel(domain.as_raw(), attr, super::OWNER.as_char_ptr())
     })?;
     // `rdma_destroy_qp` finds it there, as it does those of the connection manager.
     // SAFETY: As the caller promises.

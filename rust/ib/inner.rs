@@ -4,10 +4,7 @@
 
 use super::{
     cm,
-    conn::{
-        Lost,
-        Protocol, //
-    },
+    conn::Protocol,
     cq::{
         Completed,
         Cqe,
@@ -19,6 +16,7 @@ use super::{
         Tenant, //
     },
     limits::Limits,
+    lost::Lost,
     mr::{
         self,
         MrCtx,

@@ -8,11 +8,11 @@ use kernel::prelude::*;
 #[kunit_tests(rpcrdma_expose)]
 mod tests {
     use super::super::{
-        conn::Lost,
         fake::{
             Asked,
             Fake, //
         },
+        lost::Lost,
         patience::Patience,
         trial::*, //
     };

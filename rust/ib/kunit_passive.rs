@@ -12,7 +12,7 @@ mod tests {
             Asked,
             Fake, //
         },
-        passive::MAX_WAITING,
+        listen::MAX_WAITING,
         server_limits::SPARE,
         trial::{
             count,

@@ -9,7 +9,6 @@ use kernel::prelude::*;
 #[kunit_tests(rpcrdma_ib_server)]
 mod tests {
     use super::super::{
-        conn::Lost,
         device::{
             self,
             Link, //
@@ -19,6 +18,7 @@ mod tests {
             Asked,
             Fake, //
         },
+        lost::Lost,
         op::IDLE_RWS,
         probe::Watch,
         trial::{
@@ -37,7 +37,7 @@ mod tests {
             pagevec::PageVec,
             queue,
             ticker::Tick, //
-        }, //
+        },
     };
     use kernel::{
         page::PAGE_SIZE,

@@ -13,7 +13,7 @@ use super::{
     conn::Protocol,
     domain::Domain,
     inner::Inner,
-    Lost, //
+    lost::Lost, //
 };
 use crate::rt::ticker::{
     Tick,

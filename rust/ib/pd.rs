@@ -68,7 +68,7 @@ impl Pd {
         let kept = KBox::<Kept>::new_uninit(GFP_KERNEL)?;
         // SAFETY: The lease keeps the device. The name lives for ever.
         let raw = from_err_ptr(unsafe {
-            bindings::__ib_alloc_pd(lease.as_raw(), 0, super::conn::OWNER.as_char_ptr())
+            bindings::__ib_alloc_pd(lease.as_raw(), 0, super::OWNER.as_char_ptr())
         })?;
         let raw = NonNull::new(raw).ok_or(ENOMEM)?;
         // SAFETY: Just allocated.

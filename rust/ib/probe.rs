@@ -28,12 +28,12 @@ use super::{
         Wc, //
     },
     device::Link,
-    passive::PeerEvents,
+    listen::PeerEvents,
+    lost::Lost,
     server::{
         Service,
         Shared, //
     },
-    Lost, //
 };
 use crate::{
     bindings,

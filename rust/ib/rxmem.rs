@@ -3,9 +3,7 @@
 //! Memory for one received message, and the work request for it: what the buffers of both receive
 //! rings have in common.
 
-use super::{
-    dma::DmaBuf, //
-};
+use super::dma::DmaBuf;
 use crate::bindings;
 
 /// Memory for a message.

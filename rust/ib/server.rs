@@ -33,11 +33,12 @@ use super::{
         self,
         Domain, //
     },
+    listen::Incoming,
+    lost::Lost,
     op::{
         Op,
         RwCtx, //
     },
-    passive::Incoming,
     pd::Pd,
     probe::{
         Life,
@@ -45,8 +46,8 @@ use super::{
     },
     server_limits::{
         ServerLimits,
-        ServerParams, //
-        SPARE,
+        ServerParams,
+        SPARE, //
     },
     sq::{
         Ops,
@@ -57,7 +58,6 @@ use super::{
         Message,
         RxBuf, //
     },
-    Lost, //
 };
 use crate::{
     bindings,

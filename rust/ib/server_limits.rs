@@ -7,7 +7,7 @@ use super::{
         DeviceLease,
         DeviceName, //
     },
-    passive::Incoming,
+    listen::Incoming,
     server::status, //
 };
 use crate::{

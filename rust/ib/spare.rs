@@ -7,7 +7,6 @@
 //! then: what is there already need not be asked for.
 
 use super::{
-    conn::Lost,
     device::{
         DeviceLease,
         Link,
@@ -18,6 +17,7 @@ use super::{
         Direction,
         DmaBuf, //
     },
+    lost::Lost,
     pd::Pd,
     raw_mr::RawMr, //
 };

@@ -13,12 +13,12 @@
 use super::{
     cq::Cq,
     device::Link,
+    lost::Lost,
     op::Op,
     server::{
         Service,
         Shared, //
     },
-    Lost, //
 };
 use crate::{
     bindings,

@@ -20,12 +20,12 @@ use super::{
         DmaBuf, //
     },
     domain::Domain,
+    lost::Lost,
     rxmem::RxMem,
     server::{
         Service,
         Shared, //
     },
-    Lost, //
 };
 use crate::{
     bindings,

@@ -7,7 +7,6 @@ use super::{
     cm,
     conn::{
         Conn,
-        Lost,
         Protocol, //
     },
     device::DeviceLease,
@@ -31,13 +30,14 @@ use super::{
         Attempt,
         Params, //
     },
+    lost::Lost,
     pd::Pd,
     raw_mr::Access,
     rx::RxMsg,
     spare::{
         Parts,
         Spare, //
-    }, //
+    },
 };
 use crate::{
     bindings,
@@ -51,7 +51,7 @@ use crate::{
         pages::{
             Lease,
             Piece, //
-        }, //
+        },
     },
 };
 use core::{

@@ -4,18 +4,18 @@
 //! request for it comes by the handler of a listener, the service notes what it is told.
 
 use super::{
-    conn::Lost,
     fake::{
         self,
         Fake, //
     },
-    op::Reply,
-    passive::{
+    listen::{
         self,
         Doorbell,
         Incoming,
         Listener, //
     },
+    lost::Lost,
+    op::Reply,
     server::{
         ServerConn,
         Service, //
@@ -41,7 +41,7 @@ use crate::{
         pagevec::{
             PageVec,
             Payload, //
-        }, //
+        },
     },
 };
 use core::ptr::NonNull;
@@ -276,11 +276,11 @@ pub(super) fn ask(
     let id = from_err_ptr(unsafe {
         bindings::__rdma_create_kernel_id(
             fake.net().as_raw(),
-            Some(passive::port_handler),
+            Some(listen::port_handler),
             context,
             bindings::rdma_ucm_port_space_RDMA_PS_TCP,
             bindings::ib_qp_type_IB_QPT_RC,
-            super::conn::OWNER.as_char_ptr(),
+            super::OWNER.as_char_ptr(),
         )
     })?;
     let mut event: bindings::rdma_cm_event = pin_init::zeroed();
@@ -305,7 +305,7 @@ pub(super) fn ask(
         let addr = &raw mut (*id).route.addr;
         (&raw mut (*addr).src_addr).cast::<u16>().write(family);
         (&raw mut (*addr).dst_addr).cast::<u16>().write(family);
-        if passive::port_handler(id, &mut event) == 0 {
+        if listen::port_handler(id, &mut event) == 0 {
             return Ok(Some(id));
         }
         bindings::rdma_destroy_id(id);
@@ -322,7 +322,7 @@ pub(super) unsafe fn happens(id: *mut bindings::rdma_cm_id, kind: bindings::rdma
     let mut event: bindings::rdma_cm_event = pin_init::zeroed();
     event.event = kind;
     // SAFETY: As the caller promises.
-    unsafe { passive::peer_handler(id, &mut event) };
+    unsafe { listen::peer_handler(id, &mut event) };
 }
 
 /// A request that waits to be accepted.

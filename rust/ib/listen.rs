@@ -10,12 +10,12 @@
 //! C header: [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
 use super::{
-    conn::Lost,
     device::{
         ByDevice,
         DeviceName,
         Link, //
     },
+    lost::Lost, //
 };
 use crate::{
     bindings,
@@ -365,7 +365,7 @@ impl Port {
                 Arc::as_ptr(self).cast_mut().cast(),
                 bindings::rdma_ucm_port_space_RDMA_PS_TCP,
                 bindings::ib_qp_type_IB_QPT_RC,
-                super::conn::OWNER.as_char_ptr(),
+                super::OWNER.as_char_ptr(),
             )
         })?;
         // INVARIANT: Just made.

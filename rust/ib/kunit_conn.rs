@@ -8,13 +8,13 @@ use kernel::prelude::*;
 #[kunit_tests(rpcrdma_ib)]
 mod tests {
     use super::super::{
-        conn::Lost,
         device::{
             self,
             DeviceLease, //
         },
         dma::MESSAGE_BYTES,
         fake::Asked,
+        lost::Lost,
         trial::*, //
     };
     use crate::{
@@ -23,7 +23,7 @@ mod tests {
             completion::Completion,
             err,
             queue, //
-        }, //
+        },
     };
     use kernel::{
         prelude::*,
