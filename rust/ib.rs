@@ -2,23 +2,19 @@
 
 //! Reliable RDMA connections for an upper-layer protocol, on top of the kernel's verbs.
 //!
-//! A protocol implements [`Protocol`] and holds a [`Conn`]. Four operations are there:
+//! There are two kinds, and neither knows of the other:
 //!
-//! | operation | here |
-//! | --- | --- |
-//! | send | [`Conn::reserve`] gives a [`TxBuf`] of the connection's send ring, [`Conn::send`] posts it |
-//! | receive | [`Protocol::receive`] is called with an [`RxMsg`] of the receive ring |
-//! | DDP read | the peer reads memory that [`Exposing::expose`] registered with [`Access::Read`] |
-//! | DDP write | the peer writes memory that [`Exposing::expose`] registered with [`Access::Write`] |
+//! | connections that | are made: [`active`] | are accepted: [`passive`] |
+//! | --- | --- | --- |
+//! | a protocol implements | [`Protocol`] | [`Service`] |
+//! | and holds | a [`Conn`] | a [`ServerConn`], made of an [`Incoming`] of its [`Listener`] |
+//! | payload | the peer reads and writes what is exposed to it | we read and write what the peer exposes |
 //!
-//! How the pieces hold each other (arrow: owns):
+//! What both are made of is here (arrow: owns):
 //!
 //! ```text
-//! Conn ──> Qp, Id (cm.rs), TxRing, 2 Cq
-//!   └────> Inner (Arc; what completion handlers see) ──> the protocol's P, pools of RxMsg and Mr
-//! Mr, Cq ──> Domain (Arc; the connection, for those who outlive it) ──> Pd
-//! RawMr, DmaBuf ──> Pd (Arc) ──> DeviceLease
-//! Spare ──> RawMr, DmaBuf, Pd of a connection that was lost, for the next one
+//! Cq ──> Domain (Arc; the connection, for those who outlive it) ──> Pd
+//! DmaBuf ──> Pd (Arc) ──> DeviceLease
 //! ```
 //!
 //! Three rules carry the safety of the whole:
@@ -33,54 +29,41 @@
 //! C headers: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h),
 //! [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
-mod cm;
-mod conn;
+mod active;
 mod cq;
 mod device;
 mod dma;
 mod domain;
-mod expose;
 #[cfg(CONFIG_KUNIT = "y")]
-mod fake;
-mod inner;
-mod kunit_conn;
-mod kunit_expose;
-mod kunit_passive;
-mod kunit_server;
-mod limits;
-mod listen;
+mod kunit;
 mod lost;
-mod mr;
-mod op;
-mod patience;
+mod passive;
 mod pd;
-mod probe;
-mod raw_mr;
-mod rx;
 mod rxmem;
-mod server;
-mod server_limits;
-mod spare;
-mod sq;
-mod srx;
-#[cfg(CONFIG_KUNIT = "y")]
-mod trial;
-#[cfg(CONFIG_KUNIT = "y")]
-mod trial_server;
-mod tx;
 
 use kernel::str::CStr;
 
 #[cfg(CONFIG_KUNIT = "y")]
-pub(crate) use self::fake::{
+pub(crate) use self::kunit::{
     Asked,
     Fake, //
 };
 pub(crate) use self::{
-    conn::{
+    active::{
+        Access,
+        Attempt,
         Conn,
+        Cx,
+        Exposed,
+        Exposing,
+        Handle,
+        Limits,
+        Params,
         Protocol,
-        Quiesced, //
+        Quiesced,
+        Regions,
+        RxMsg,
+        Spare, //
     },
     device::{
         device_news,
@@ -90,42 +73,19 @@ pub(crate) use self::{
         DeviceName, //
     },
     dma::MESSAGE_BYTES,
-    expose::{
-        Exposed,
-        Exposing, //
-    },
-    inner::Cx,
-    limits::{
-        Attempt,
-        Limits,
-        Params, //
-    },
-    listen::{
+    lost::Lost,
+    passive::{
         Doorbell,
         Incoming,
-        Listener, //
-    },
-    lost::Lost,
-    op::{
+        Listener,
+        Message,
         Read,
-        Reply, //
-    },
-    raw_mr::{
-        Access,
-        Handle, //
-    },
-    rx::RxMsg,
-    server::{
+        Reply,
         ServerConn,
+        ServerLimits,
+        ServerParams,
         Service, //
     },
-    server_limits::{
-        ServerLimits,
-        ServerParams, //
-    },
-    spare::Spare,
-    srx::Message,
-    tx::Regions, //
 };
 
 /// The name under which `rdma resource show` lists our objects (row M7).

@@ -49,7 +49,7 @@ use kernel::{
 };
 
 /// Somebody who wants to know when what it uses is about to go.
-pub(crate) trait Link: Send + Sync + 'static {
+pub(super) trait Link: Send + Sync + 'static {
     /// Called in process context, maybe with locks of the caller held: must not sleep for long and
     /// only schedules what has to be done. May be called more than once.
     fn lost(&self, why: Lost);
@@ -90,21 +90,21 @@ pub(crate) fn device_news() -> u32 {
 
 /// What a device can do, as far as a connection needs to know.
 #[derive(Clone, Copy)]
-pub(crate) struct Caps {
+pub(super) struct Caps {
     /// Fast registration and local and remote invalidation.
-    pub(crate) mem_mgt: bool,
+    pub(super) mem_mgt: bool,
     /// Memory regions may have gaps between their pieces.
-    pub(crate) sg_gaps: bool,
+    pub(super) sg_gaps: bool,
     /// When the peer has invalidated a region, it cannot reach it any more.
-    pub(crate) remote_inv_ends: bool,
+    pub(super) remote_inv_ends: bool,
     /// Pages that one memory region can cover.
-    pub(crate) max_fast_reg: u32,
+    pub(super) max_fast_reg: u32,
     /// Work requests that one queue can hold.
-    pub(crate) max_qp_wr: u32,
+    pub(super) max_qp_wr: u32,
     /// Completions that one completion queue can hold.
-    pub(crate) max_cqe: u32,
+    pub(super) max_cqe: u32,
     /// Reads and atomics that a peer may have outstanding at a queue pair.
-    pub(crate) max_qp_rd_atom: u32,
+    pub(super) max_qp_rd_atom: u32,
 }
 
 /// A device's name, for messages: a copy.
@@ -201,7 +201,7 @@ static NEXT_LISTENER: Atomic<u64> = Atomic::new(1);
 /// # Invariants
 ///
 /// The `remove` callback for the device has not returned: the device is valid.
-pub(crate) struct DeviceLease {
+pub(super) struct DeviceLease {
     entry: Arc<Entry>,
 }
 
@@ -242,19 +242,19 @@ impl DeviceLease {
     }
 
     /// The device's name. An administrator may be changing it.
-    pub(crate) fn name(&self) -> DeviceName {
+    pub(super) fn name(&self) -> DeviceName {
         // SAFETY: The device is valid by the type invariant.
         unsafe { DeviceName::copy(self.entry.dev.as_ptr()) }
     }
 
     /// The NUMA node that is near.
-    pub(crate) fn node(&self) -> i32 {
+    pub(super) fn node(&self) -> i32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::ibdev_to_node(self.as_raw()) }
     }
 
     /// What the device can do.
-    pub(crate) fn caps(&self) -> Caps {
+    pub(super) fn caps(&self) -> Caps {
         // SAFETY: The device is valid by the type invariant; attributes and verbs do not change.
         let (attrs, driver) = unsafe { (&(*self.as_raw()).attrs, (*self.as_raw()).ops.driver_id) };
         Caps {

@@ -37,7 +37,7 @@ use kernel::{
 };
 
 /// Open as long as the queue pair accepts work.
-pub(super) struct Gate {
+struct Gate {
     qp: NonNull<bindings::ib_qp>,
     owner: Arc<dyn Link>,
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! A protection domain: what memory is registered and mapped for. It may outlive a connection, and
-//! serve the next one over the same device (see [`super::spare`]).
+//! serve the next one over the same device (see [`super::active::spare`]).
 
 use super::device::DeviceLease;
 use crate::{

@@ -20,13 +20,10 @@ use super::{
         Protocol,
         Quiesced, //
     },
-    cq::Wc,
-    device::Link,
     inner::{
         Cx,
         Inner, //
     },
-    lost::Lost,
     mr::{
         Mr,
         MrCtx, //
@@ -40,6 +37,11 @@ use super::{
 };
 use crate::{
     bindings,
+    ib::{
+        cq::Wc,
+        device::Link,
+        lost::Lost, //
+    },
     rt::{
         completion::Completion,
         pages::{

@@ -11,13 +11,17 @@
 
 use super::{
     conn::Protocol,
-    domain::Domain,
-    inner::Inner,
-    lost::Lost, //
+    inner::Inner, //
 };
-use crate::rt::ticker::{
-    Tick,
-    Ticker, //
+use crate::{
+    ib::{
+        domain::Domain,
+        lost::Lost, //
+    },
+    rt::ticker::{
+        Tick,
+        Ticker, //
+    },
 };
 use kernel::{
     prelude::*,

@@ -1,46 +1,51 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! A connection for tests, on a device that does what the test says ([`super::fake`]), of a protocol
+//! A connection for tests, on a device that does what the test says ([`Fake`]), of a protocol
 //! that notes what it is told.
 
-use super::{
-    cm,
-    conn::{
-        Conn,
-        Protocol, //
-    },
-    device::DeviceLease,
-    domain::Domain,
-    expose::{
-        Exposed,
-        Exposing, //
-    },
-    fake::{
-        self,
-        Asked,
-        Fake,
-        DEPTH, //
-    },
-    inner::{
-        phase,
-        Cx,
-        Inner, //
-    },
-    limits::{
-        Attempt,
-        Params, //
-    },
-    lost::Lost,
-    pd::Pd,
-    raw_mr::Access,
-    rx::RxMsg,
-    spare::{
-        Parts,
-        Spare, //
-    },
-};
 use crate::{
     bindings,
+    ib::{
+        active::{
+            cm,
+            conn::{
+                Conn,
+                Protocol, //
+            },
+            expose::{
+                Exposed,
+                Exposing, //
+            },
+            inner::{
+                phase,
+                Cx,
+                Inner, //
+            },
+            limits::{
+                Attempt,
+                Limits,
+                Params, //
+            },
+            raw_mr::Access,
+            rx::RxMsg,
+            spare::{
+                Parts,
+                Spare, //
+            },
+        },
+        device::DeviceLease,
+        domain::Domain,
+        kunit::{
+            counter,
+            fake::{
+                self,
+                Fake,
+                DEPTH, //
+            },
+        },
+        lost::Lost,
+        pd::Pd, //
+    },
     rt::{
         err,
         kbuf::{
@@ -74,8 +79,6 @@ use kernel::{
     }, //
 };
 
-pub(super) const OK: u32 = bindings::ib_wc_status_IB_WC_SUCCESS;
-pub(super) const FAILED: u32 = bindings::ib_wc_status_IB_WC_REM_ACCESS_ERR;
 pub(super) const REQUESTS: u32 = 16;
 /// Regions of a set of eight pages.
 pub(super) const TWO: usize = 2;
@@ -332,6 +335,14 @@ pub(super) fn connection_with(
     Ok(conn)
 }
 
+impl Fake {
+    /// What a connection over this device gets.
+    pub(crate) fn limits(&self, params: &Params<'_>) -> Result<Limits> {
+        let lease = DeviceLease::new(self.as_raw())?;
+        Limits::new(&lease.caps(), lease.name(), params)
+    }
+}
+
 /// A set of eight pages, and its keys.
 pub(super) fn set(
     conn: &mut Conn<Proto>,
@@ -386,29 +397,10 @@ pub(super) fn send_set(
     Ok(keys)
 }
 
-pub(super) fn counter() -> Result<Arc<Atomic<u32>>> {
-    Ok(Arc::new(Atomic::new(0), GFP_KERNEL)?)
-}
-
 pub(super) fn idle(conn: &Conn<Proto>) -> usize {
     conn.inner.mrs.lock().idle.len()
 }
 
-pub(super) fn count(asked: &[Asked], wanted: impl Fn(&Asked) -> bool) -> usize {
-    asked.iter().filter(|asked| wanted(asked)).count()
-}
-
 pub(super) fn take_set(seen: &Seen) -> Result<Exposed<Proto>> {
     seen.lock().set.take().ok_or(ENOENT)
-}
-
-/// What is asked for at the end, each thing once.
-pub(super) fn order(asked: &[Asked]) -> Result<KVec<Asked>> {
-    let mut order = KVec::new();
-    for &asked in asked {
-        if order.last() != Some(&asked) {
-            order.push(asked, GFP_KERNEL)?;
-        }
-    }
-    Ok(order)
 }

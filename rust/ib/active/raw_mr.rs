@@ -4,12 +4,12 @@
 //!
 //! It belongs to a protection domain and to no connection; [`super::mr`] makes it part of one.
 
-use super::{
-    dma::Direction,
-    pd::Pd, //
-};
 use crate::{
     bindings,
+    ib::{
+        dma::Direction,
+        pd::Pd, //
+    },
     rt::{
         err,
         pages::Piece, //

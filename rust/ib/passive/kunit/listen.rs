@@ -1,27 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of requests for connections, until there is one: who may wait for how long, and what
-//! the device allows.
+//! Requests for connections, until there is one: who may wait for how long, and what the device allows.
 
 use kernel::prelude::*;
 
 #[kunit_tests(rpcrdma_ib_passive)]
 mod tests {
-    use super::super::{
-        fake::{
-            Asked,
-            Fake, //
-        },
-        listen::MAX_WAITING,
-        server_limits::SPARE,
-        trial::{
-            count,
-            counter, //
-        },
-        trial_server::*, //
-    };
+    use super::super::trial::*;
     use crate::{
         bindings,
+        ib::{
+            kunit::{
+                count,
+                counter,
+                fake::{
+                    Asked,
+                    Fake, //
+                }, //
+            },
+            passive::{
+                limits::SPARE,
+                listen::MAX_WAITING, //
+            },
+        },
         rt::completion::Completion, //
     };
     use kernel::{

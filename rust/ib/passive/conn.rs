@@ -1,66 +1,56 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Connections that were accepted: for a protocol that answers requests, and moves their payload
-//! itself by RDMA Read and Write.
-//!
-//! | operation | here |
-//! | --- | --- |
-//! | receive | [`Service::received`] gets a [`Message`] of the receive ring |
-//! | read payload | [`ServerConn::read`] gives a [`Read`] that owns the pages until [`Service::read_done`] |
-//! | write payload, send | [`ServerConn::reply`] gives a [`Reply`]: RDMA Writes and a Send, one chain |
-//!
-//! Any number of threads use a connection at the same time. None of them waits for room in the send
-//! queue: what does not fit is put in line, whole, and posted by the completion that makes room
-//! (row X55). [`Service::congested`] tells when there is such a line, so that no further requests are
-//! taken up.
+//! A connection: what it is made of, how it is set up, and how it ends.
 //!
 //! Memory of a connection, in the steady state: for each of the `requests + extra + batch` Receives
 //! one buffer, and one for each reply that was being sent at the same time as others since the
 //! connection was idle.
 
 use super::{
-    cq::{
-        Cq,
-        WcErr, //
-    },
-    device::{
-        DeviceLease,
-        Link,
-        Listening,
-        Tenant, //
-    },
-    domain::{
-        self,
-        Domain, //
+    limits::{
+        ServerLimits,
+        ServerParams,
+        SPARE, //
     },
     listen::Incoming,
-    lost::Lost,
     op::{
         Op,
         RwCtx, //
     },
-    pd::Pd,
     probe::{
         Life,
         Watch, //
     },
-    server_limits::{
-        ServerLimits,
-        ServerParams,
-        SPARE, //
+    rx::{
+        self,
+        Message,
+        RxBuf, //
     },
     sq::{
         Ops,
         Sq, //
     },
-    srx::{
-        self,
-        Message,
-        RxBuf, //
-    },
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Cq,
+            WcErr, //
+        },
+        device::{
+            DeviceLease,
+            Link,
+            Listening,
+            Tenant, //
+        },
+        domain::{
+            self,
+            Domain, //
+        },
+        lost::Lost,
+        pd::Pd, //
+    },
     rt::{
         fifo::Fifo,
         net::SockAddr,
@@ -160,7 +150,7 @@ pub(super) struct Shared<S: Service> {
     pub(super) posted_ops: KVVec<Atomic<*mut Op<S>>>,
     pub(super) posted_rxs: KVVec<Atomic<*mut RxBuf<S>>>,
     #[pin]
-    pub(super) rx: SpinLock<srx::Pool<S>>,
+    pub(super) rx: SpinLock<rx::Pool<S>>,
     #[pin]
     pub(super) sq: SpinLock<Sq<S>>,
     #[pin]
@@ -213,7 +203,7 @@ impl<S: Service> Shared<S> {
                 life: Life::new::<S>(),
                 posted_ops,
                 posted_rxs,
-                rx <- new_spinlock!(srx::Pool::new()),
+                rx <- new_spinlock!(rx::Pool::new()),
                 sq <- new_spinlock!(sq),
                 replies <- new_spinlock!(replies),
                 reads <- new_spinlock!(reads),

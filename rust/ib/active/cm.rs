@@ -8,13 +8,14 @@
 //!
 //! C header: [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
-use super::{
-    device::Link,
-    domain::Domain,
-    lost::Lost, //
-};
 use crate::{
     bindings,
+    ib::{
+        device::Link,
+        domain::Domain,
+        lost::Lost,
+        OWNER, //
+    },
     rt::{
         completion::Completion,
         err,
@@ -48,7 +49,7 @@ const ASK_MSECS: u32 = 250;
 const PRIVATE_MAX: usize = 196;
 
 /// Asks whether a step is still worth waiting for. Called without locks; must not sleep.
-pub(crate) type Wanted<'a> = &'a dyn Fn() -> bool;
+pub(super) type Wanted<'a> = &'a dyn Fn() -> bool;
 
 /// Private data of the peer's answer.
 #[derive(Clone, Copy)]
@@ -277,7 +278,7 @@ impl Id {
                 Arc::as_ptr(&events).cast_mut().cast(),
                 bindings::rdma_ucm_port_space_RDMA_PS_TCP,
                 bindings::ib_qp_type_IB_QPT_RC,
-                super::OWNER.as_char_ptr(),
+                OWNER.as_char_ptr(),
             )
         })?;
         // INVARIANT: Just made.

@@ -9,24 +9,26 @@
 
 use super::{
     conn::Protocol,
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
     inner::{
         Cx,
         Inner, //
     },
-    rxmem::RxMem,
     spare::Parts, //
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        dma::{
+            Direction,
+            DmaBuf, //
+        },
+        rxmem::RxMem, //
+    },
     rt::{
         err,
         stack::{
@@ -257,7 +259,7 @@ impl<P: Protocol> Inner<P> {
     }
 
     /// Puts a buffer back into the ring.
-    pub(super) fn put_rx(&self, buf: KBox<RxBuf<P>>) {
+    fn put_rx(&self, buf: KBox<RxBuf<P>>) {
         let mut pool = self.rx().lock();
         if !pool.closed {
             pool.free.push(buf);

@@ -4,16 +4,6 @@
 
 use super::{
     cm,
-    cq::Cq,
-    device::{
-        DeviceLease,
-        DeviceName,
-        Listening, //
-    },
-    domain::{
-        self,
-        Domain, //
-    },
     expose::Exposed,
     inner::{
         phase,
@@ -25,13 +15,11 @@ use super::{
         Limits,
         Params, //
     },
-    lost::Lost,
     mr::{
         MrCtx,
         Refill, //
     },
     patience::Patience,
-    pd::Pd,
     raw_mr::{
         Access,
         Handle, //
@@ -48,6 +36,20 @@ use super::{
 };
 use crate::{
     bindings,
+    ib::{
+        cq::Cq,
+        device::{
+            DeviceLease,
+            DeviceName,
+            Listening, //
+        },
+        domain::{
+            self,
+            Domain, //
+        },
+        lost::Lost,
+        pd::Pd, //
+    },
     rt::{
         err,
         kbuf::{

@@ -6,24 +6,26 @@
 //! Reconnecting is what happens when a network or a server is in trouble, and often memory is short
 //! then: what is there already need not be asked for.
 
-use super::{
-    device::{
-        DeviceLease,
-        Link,
-        Listening,
-        Tenant, //
+use super::raw_mr::RawMr;
+use crate::{
+    ib::{
+        device::{
+            DeviceLease,
+            Link,
+            Listening,
+            Tenant, //
+        },
+        dma::{
+            Direction,
+            DmaBuf, //
+        },
+        lost::Lost,
+        pd::Pd, //
     },
-    dma::{
-        Direction,
-        DmaBuf, //
+    rt::{
+        kbuf::RawGfp,
+        queue, //
     },
-    lost::Lost,
-    pd::Pd,
-    raw_mr::RawMr, //
-};
-use crate::rt::{
-    kbuf::RawGfp,
-    queue, //
 };
 use kernel::{
     alloc::flags::GFP_NOWAIT,
@@ -49,9 +51,9 @@ pub(super) struct Parts {
     /// Idle regions.
     pub(super) regions: KVVec<RawMr>,
     /// Receive buffers.
-    pub(super) rx: KVVec<DmaBuf>,
+    rx: KVVec<DmaBuf>,
     /// Send buffers.
-    pub(super) tx: KVVec<DmaBuf>,
+    tx: KVVec<DmaBuf>,
 }
 
 impl Parts {
@@ -162,7 +164,7 @@ impl Tenant for Removal {
 ///
 /// Dropping it sleeps.
 ///
-/// What is left of the connection itself (an `Arc` of [`super::domain::Domain`] in each of its regions and
+/// What is left of the connection itself (an `Arc` of [`crate::ib::domain::Domain`] in each of its regions and
 /// queues) keeps the next connection from using them: so nothing that a peer could reach once is in the
 /// protection domain when the next peer comes.
 pub(crate) struct Spare {

@@ -1,25 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of memory that a peer may reach: regions of a set, and their fences, on a device that
-//! does what the test says ([`super::fake`]).
+//! Memory that a peer may reach: regions of a set, and their fences, on a device that does what the test
+//! says.
 
 use kernel::prelude::*;
 
 #[kunit_tests(rpcrdma_expose)]
 mod tests {
-    use super::super::{
-        fake::{
-            Asked,
-            Fake, //
+    use super::super::trial::*;
+    use crate::{
+        ib::{
+            active::patience::Patience,
+            kunit::{
+                count,
+                counter,
+                fake::{
+                    Asked,
+                    Fake, //
+                },
+                FAILED,
+                OK, //
+            },
+            lost::Lost, //
         },
-        lost::Lost,
-        patience::Patience,
-        trial::*, //
-    };
-    use crate::rt::{
-        completion::Completion,
-        queue,
-        ticker::Tick, //
+        rt::{
+            completion::Completion,
+            queue,
+            ticker::Tick, //
+        },
     };
     use kernel::{
         prelude::*,

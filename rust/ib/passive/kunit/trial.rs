@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! An accepted connection for tests, on a device that does what the test says ([`super::fake`]): the
+//! An accepted connection for tests, on a device that does what the test says ([`Fake`]): the
 //! request for it comes by the handler of a listener, the service notes what it is told.
 
-use super::{
-    fake::{
-        self,
-        Fake, //
-    },
-    listen::{
-        self,
-        Doorbell,
-        Incoming,
-        Listener, //
-    },
-    lost::Lost,
-    op::Reply,
-    server::{
-        ServerConn,
-        Service, //
-    },
-    server_limits::{
-        ServerLimits,
-        ServerParams, //
-    },
-    srx::Message, //
-};
 use crate::{
     bindings,
+    ib::{
+        kunit::fake::{
+            self,
+            Fake, //
+        },
+        lost::Lost,
+        passive::{
+            conn::{
+                ServerConn,
+                Service, //
+            },
+            limits::{
+                ServerLimits,
+                ServerParams, //
+            },
+            listen::{
+                self,
+                Doorbell,
+                Incoming,
+                Listener, //
+            },
+            op::Reply,
+            rx::Message, //
+        },
+        OWNER, //
+    },
     rt::{
         kbuf::{
             KBuf,
@@ -280,7 +283,7 @@ pub(super) fn ask(
             context,
             bindings::rdma_ucm_port_space_RDMA_PS_TCP,
             bindings::ib_qp_type_IB_QPT_RC,
-            super::OWNER.as_char_ptr(),
+            OWNER.as_char_ptr(),
         )
     })?;
     let mut event: bindings::rdma_cm_event = pin_init::zeroed();

@@ -10,19 +10,13 @@ use self::verbs::{
     flush,
     notify, //
 };
-use super::{
-    device::{
-        self,
-        DeviceLease, //
-    },
-    domain::Domain,
-    limits::{
-        Limits,
-        Params, //
-    },
-};
 use crate::{
     bindings,
+    ib::{
+        device,
+        domain::Domain,
+        OWNER, //
+    },
     rt::net::Net, //
 };
 use core::ptr::NonNull;
@@ -62,7 +56,7 @@ pub(crate) enum Asked {
 }
 
 /// Pages that one memory region can have.
-pub(super) const DEPTH: u32 = 4;
+pub(in crate::ib) const DEPTH: u32 = 4;
 
 /// Room in the lists: none of them grows when verbs are called.
 const MANY: usize = 2048;
@@ -229,7 +223,7 @@ impl Fake {
     }
 
     /// The device as C knows it.
-    pub(crate) fn as_raw(&self) -> *mut bindings::ib_device {
+    pub(in crate::ib) fn as_raw(&self) -> *mut bindings::ib_device {
         self.raw.as_ptr().cast()
     }
 
@@ -240,12 +234,6 @@ impl Fake {
             let core = (*self.as_raw()).__bindgen_anon_1.coredev.as_ref();
             Net::from_raw(core.rdma_net.net)
         }
-    }
-
-    /// What a connection over this device gets.
-    pub(crate) fn limits(&self, params: &Params<'_>) -> Result<Limits> {
-        let lease = DeviceLease::new(self.as_raw())?;
-        Limits::new(&lease.caps(), lease.name(), params)
     }
 
     /// What the device was asked for since this was called last.
@@ -275,14 +263,14 @@ impl Fake {
     }
 
     /// As [`Self::take_only`], but nobody is told where it stopped.
-    pub(crate) fn take_only_vaguely(&self, count: usize) {
+    pub(in crate::ib) fn take_only_vaguely(&self, count: usize) {
         let mut facts = self.state.facts.lock();
         facts.room = count;
         facts.vague = true;
     }
 
     /// The device speaks iWARP: it reads into registered memory alone.
-    pub(crate) fn be_iwarp(&mut self) {
+    pub(in crate::ib) fn be_iwarp(&mut self) {
         // SAFETY: Nobody else uses the device now, and nobody moves what is changed.
         for port in unsafe { &mut self.state.as_mut().get_unchecked_mut().ports } {
             port.immutable.core_cap_flags = bindings::RDMA_CORE_CAP_PROT_IWARP;
@@ -290,56 +278,56 @@ impl Fake {
     }
 
     /// It is a driver that registers regions once more when a packet is lost, from the next connection on.
-    pub(crate) fn be_soft(&self) {
+    pub(in crate::ib) fn be_soft(&self) {
         // SAFETY: This is read when a connection is made, by this thread.
         unsafe { (*self.as_raw()).ops.driver_id = bindings::rdma_driver_id_RDMA_DRIVER_RXE };
     }
 
     /// Regions can have gaps, from the next connection on.
-    pub(crate) fn allow_gaps(&self) {
+    pub(in crate::ib) fn allow_gaps(&self) {
         let gaps = u64::from(bindings::ib_kernel_cap_flags_IBK_SG_GAPS_REG);
         // SAFETY: The attributes are read when a connection is made, by this thread.
         unsafe { (*self.as_raw()).attrs.kernel_cap_flags |= gaps };
     }
 
     /// Queues can have so many entries, from now on.
-    pub(crate) fn limit_queues(&self, entries: c_int) {
+    pub(in crate::ib) fn limit_queues(&self, entries: c_int) {
         // SAFETY: The attributes are read when a connection is made, by this thread.
         unsafe { (*self.as_raw()).attrs.max_qp_wr = entries };
     }
 
     /// Work requests complete when they are posted, from now on.
-    pub(crate) fn be_prompt(&self) {
+    pub(in crate::ib) fn be_prompt(&self) {
         self.state.facts.lock().prompt = true;
     }
 
     /// The device has failed: it does not flush what is posted.
-    pub(crate) fn fail(&self) {
+    pub(in crate::ib) fn fail(&self) {
         self.state.facts.lock().flushes = false;
     }
 
     /// So many attempts to stop the queue pair fail, and so many to free a region.
-    pub(crate) fn refuse(&self, stops: usize, frees: usize) {
+    pub(in crate::ib) fn refuse(&self, stops: usize, frees: usize) {
         self.state.facts.lock().refusals = (stops, frees);
     }
 
     /// Queue pairs say that they are in this state, from now on.
-    pub(crate) fn claim(&self, state: bindings::ib_qp_state) {
+    pub(in crate::ib) fn claim(&self, state: bindings::ib_qp_state) {
         self.state.facts.lock().state = state;
     }
 
     /// Of how many pieces of memory Reads and Writes were since this was asked last.
-    pub(crate) fn pieces(&self) -> usize {
+    pub(in crate::ib) fn pieces(&self) -> usize {
         core::mem::take(&mut self.state.facts.lock().pieces)
     }
 
     /// How many attempts are still to fail: see [`Self::refuse`].
-    pub(crate) fn refusals(&self) -> (usize, usize) {
+    pub(in crate::ib) fn refusals(&self) -> (usize, usize) {
         self.state.facts.lock().refusals
     }
 
     /// As the device sees them, parts of pages do not adjoin what is next to them.
-    pub(crate) fn bend(&self) {
+    pub(in crate::ib) fn bend(&self) {
         self.state.facts.lock().bends = true;
     }
 
@@ -363,7 +351,7 @@ impl Fake {
 
     /// The peer writes so many bytes elsewhere with immediate data, as [`Self::receive`]. Drivers tell
     /// it by the operation, or by a flag.
-    pub(crate) fn receive_immediate(&self, len: u32, by_flag: bool) -> bool {
+    pub(in crate::ib) fn receive_immediate(&self, len: u32, by_flag: bool) -> bool {
         self.arrives(&[], |wc| {
             if by_flag {
                 wc.opcode = bindings::ib_wc_opcode_IB_WC_RECV;
@@ -457,14 +445,14 @@ impl Drop for Fake {
 ///
 /// The identifier is valid, and used by nobody else. The queues in `attr` are of the same device and
 /// outlive the queue pair.
-pub(super) unsafe fn create_qp(
+pub(in crate::ib) unsafe fn create_qp(
     id: *mut bindings::rdma_cm_id,
     domain: &Domain,
     attr: &mut bindings::ib_qp_init_attr,
 ) -> Result<NonNull<bindings::ib_qp>> {
     // SAFETY: The protection domain is valid, and as the caller promises.
     let qp = from_err_ptr(unsafe {
-        bindings::ib_create_qp_kernel(domain.as_raw(), attr, super::OWNER.as_char_ptr())
+        bindings::ib_create_qp_kernel(domain.as_raw(), attr, OWNER.as_char_ptr())
     })?;
     // `rdma_destroy_qp` finds it there, as it does those of the connection manager.
     // SAFETY: As the caller promises.

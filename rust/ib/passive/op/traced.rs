@@ -10,7 +10,7 @@ use crate::{
     bindings,
     ib::{
         cq::Wc,
-        server::Service, //
+        passive::conn::Service, //
     },
     trace, //
 };

@@ -22,24 +22,24 @@ pub(super) use self::rw::RwCtx;
 #[cfg(CONFIG_KUNIT = "y")]
 pub(super) use self::rw::IDLE_RWS;
 
-use super::{
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
-    server::{
-        ServerConn,
-        Service,
-        Shared, //
-    },
+use super::conn::{
+    ServerConn,
+    Service,
+    Shared, //
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        dma::{
+            Direction,
+            DmaBuf, //
+        },
+    },
     rt::{
         err,
         kbuf::RawGfp,
@@ -51,7 +51,7 @@ use crate::{
             Linked,
             Stack, //
         },
-    }, //
+    },
 };
 use core::ptr::NonNull;
 use kernel::prelude::*;
@@ -83,7 +83,7 @@ pub(super) struct Op<S: Service> {
     /// Where it is in `posted_ops`.
     pub(super) number: u32,
     /// When reading began, in nanoseconds; only while somebody wants to know.
-    pub(super) begun: i64,
+    begun: i64,
     link: Option<KBox<Self>>,
 }
 

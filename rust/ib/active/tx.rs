@@ -11,15 +11,6 @@ use super::{
         Conn,
         Protocol, //
     },
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
     expose::{
         Exposed,
         Exposing, //
@@ -30,6 +21,17 @@ use super::{
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        dma::{
+            Direction,
+            DmaBuf, //
+        },
+    },
     rt::err,
     trace, //
 };

@@ -1,24 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of connections, on a device that does what the test says ([`super::fake`]): credits, the
-//! way of completions, what the next connection gets, and the order of the end.
+//! Connections, on a device that does what the test says: credits, the way of completions, what the next
+//! connection gets, and the order of the end.
 
 use kernel::prelude::*;
 
 #[kunit_tests(rpcrdma_ib)]
 mod tests {
-    use super::super::{
-        device::{
-            self,
-            DeviceLease, //
-        },
-        dma::MESSAGE_BYTES,
-        fake::Asked,
-        lost::Lost,
-        trial::*, //
-    };
+    use super::super::trial::*;
     use crate::{
         bindings,
+        ib::{
+            device::{
+                self,
+                DeviceLease, //
+            },
+            dma::MESSAGE_BYTES,
+            kunit::{
+                count,
+                fake::Asked,
+                order,
+                FAILED,
+                OK, //
+            },
+            lost::Lost, //
+        },
         rt::{
             completion::Completion,
             err,

@@ -11,17 +11,19 @@
 //! known of the peer any pages are enough: whoever can connect could have them otherwise.
 
 use super::{
-    cq::Cq,
-    device::Link,
-    lost::Lost,
-    op::Op,
-    server::{
+    conn::{
         Service,
         Shared, //
     },
+    op::Op, //
 };
 use crate::{
     bindings,
+    ib::{
+        cq::Cq,
+        device::Link,
+        lost::Lost, //
+    },
     rt::{
         err,
         fifo::Fifo,

@@ -5,18 +5,7 @@
 use super::{
     cm,
     conn::Protocol,
-    cq::{
-        Completed,
-        Cqe,
-        Wc,
-        WcErr, //
-    },
-    device::{
-        Link,
-        Tenant, //
-    },
     limits::Limits,
-    lost::Lost,
     mr::{
         self,
         MrCtx,
@@ -31,6 +20,19 @@ use super::{
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc,
+            WcErr, //
+        },
+        device::{
+            Link,
+            Tenant, //
+        },
+        lost::Lost, //
+    },
     rt::{
         err,
         queue,

@@ -22,21 +22,23 @@
 //! ```
 
 use super::{
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    device::Link,
-    listen::PeerEvents,
-    lost::Lost,
-    server::{
+    conn::{
         Service,
         Shared, //
     },
+    listen::PeerEvents, //
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        device::Link,
+        lost::Lost, //
+    },
     rt::ticker::{
         Tick,
         Ticker, //

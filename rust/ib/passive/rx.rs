@@ -8,27 +8,27 @@
 //! and those in messages stand for requests that the peer has outstanding, so that a peer which
 //! respects its credits never finds the ring empty (row W53).
 
-use super::{
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    device::Link,
-    dma::{
-        Direction,
-        DmaBuf, //
-    },
-    domain::Domain,
-    lost::Lost,
-    rxmem::RxMem,
-    server::{
-        Service,
-        Shared, //
-    },
+use super::conn::{
+    Service,
+    Shared, //
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        device::Link,
+        dma::{
+            Direction,
+            DmaBuf, //
+        },
+        domain::Domain,
+        lost::Lost,
+        rxmem::RxMem, //
+    },
     rt::{
         err,
         kbuf::RawGfp,

@@ -1,36 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! KUnit tests of accepted connections, on a device that does what the test says ([`super::fake`]):
-//! the receive ring, places in the send queue, what operations hold and when they let go of it, and
-//! the order of the end.
+//! Accepted connections, on a device that does what the test says: the receive ring, places in the send
+//! queue, what operations hold and when they let go of it, and the order of the end.
 
 use kernel::prelude::*;
 
 #[kunit_tests(rpcrdma_ib_server)]
 mod tests {
-    use super::super::{
-        device::{
-            self,
-            Link, //
-        },
-        dma::MESSAGE_BYTES,
-        fake::{
-            Asked,
-            Fake, //
-        },
-        lost::Lost,
-        op::IDLE_RWS,
-        probe::Watch,
-        trial::{
-            count,
-            order,
-            FAILED,
-            OK, //
-        },
-        trial_server::*, //
-    };
+    use super::super::trial::*;
     use crate::{
         bindings,
+        ib::{
+            device::{
+                self,
+                Link, //
+            },
+            dma::MESSAGE_BYTES,
+            kunit::{
+                count,
+                fake::{
+                    Asked,
+                    Fake, //
+                },
+                order,
+                FAILED,
+                OK, //
+            },
+            lost::Lost,
+            passive::{
+                op::IDLE_RWS,
+                probe::Watch, //
+            },
+        },
         rt::{
             completion::Completion,
             err,

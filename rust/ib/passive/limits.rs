@@ -3,15 +3,15 @@
 //! What a protocol asks of accepted connections, and what the device makes of it.
 
 use super::{
-    device::{
-        DeviceLease,
-        DeviceName, //
-    },
-    listen::Incoming,
-    server::status, //
+    conn::status,
+    listen::Incoming, //
 };
 use crate::{
     bindings,
+    ib::device::{
+        DeviceLease,
+        DeviceName, //
+    },
     rt::ratelimit::say,
     trace, //
 };

@@ -2,19 +2,19 @@
 
 //! What is asked of a connection, and what the device makes of it.
 
-use super::{
-    cm,
-    device::{
+use super::cm;
+use crate::{
+    ib::device::{
         Caps,
         DeviceName, //
     },
-};
-use crate::rt::{
-    net::{
-        Net,
-        SockAddr, //
+    rt::{
+        net::{
+            Net,
+            SockAddr, //
+        },
+        ratelimit::say, //
     },
-    ratelimit::say, //
 };
 use core::cell::Cell;
 use kernel::prelude::*;

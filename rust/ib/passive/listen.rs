@@ -9,16 +9,17 @@
 //!
 //! C header: [include/rdma/rdma_cm.h](srctree/include/rdma/rdma_cm.h)
 
-use super::{
-    device::{
-        ByDevice,
-        DeviceName,
-        Link, //
-    },
-    lost::Lost, //
-};
 use crate::{
     bindings,
+    ib::{
+        device::{
+            ByDevice,
+            DeviceName,
+            Link, //
+        },
+        lost::Lost,
+        OWNER, //
+    },
     rt::{
         delayed::DelayedWork,
         net::{
@@ -365,7 +366,7 @@ impl Port {
                 Arc::as_ptr(self).cast_mut().cast(),
                 bindings::rdma_ucm_port_space_RDMA_PS_TCP,
                 bindings::ib_qp_type_IB_QPT_RC,
-                super::OWNER.as_char_ptr(),
+                OWNER.as_char_ptr(),
             )
         })?;
         // INVARIANT: Just made.

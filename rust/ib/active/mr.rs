@@ -7,12 +7,6 @@
 
 use super::{
     conn::Protocol,
-    cq::{
-        Completed,
-        Cqe,
-        Wc, //
-    },
-    domain::Domain,
     expose::{
         Stash,
         SyncWait, //
@@ -25,10 +19,18 @@ use super::{
         Access,
         Handle,
         RawMr, //
-    }, //
+    },
 };
 use crate::{
     bindings,
+    ib::{
+        cq::{
+            Completed,
+            Cqe,
+            Wc, //
+        },
+        domain::Domain, //
+    },
     rt::{
         pages::Piece,
         stack::{

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! KUnit tests of connections that are accepted.
+
+mod conn;
+mod listen;
+mod trial;
