@@ -29,7 +29,7 @@
 //!
 //! | file | what it holds |
 //! | --- | --- |
-//! | `listen.rs` | listening, and requests for connections |
+//! | `listen.rs`, `incoming.rs` | listening, and the connections that peers ask for |
 //! | `conn.rs` | how a connection is set up, and how it ends |
 //! | `limits.rs` | for that: what the device allows |
 //! | `rx.rs` | the receive ring |
@@ -38,6 +38,7 @@
 //! | `probe.rs` | peers that have vanished, and memory that is idle |
 
 mod conn;
+mod incoming;
 #[cfg(CONFIG_KUNIT = "y")]
 mod kunit;
 mod limits;
@@ -52,13 +53,13 @@ pub(crate) use self::{
         ServerConn,
         Service, //
     },
+    incoming::Incoming,
     limits::{
         ServerLimits,
         ServerParams, //
     },
     listen::{
         Doorbell,
-        Incoming,
         Listener, //
     },
     op::{

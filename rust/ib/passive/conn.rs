@@ -7,12 +7,12 @@
 //! connection was idle.
 
 use super::{
+    incoming::Incoming,
     limits::{
         ServerLimits,
         ServerParams,
         SPARE, //
     },
-    listen::Incoming,
     op::{
         Op,
         RwCtx, //

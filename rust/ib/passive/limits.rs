@@ -4,7 +4,7 @@
 
 use super::{
     conn::status,
-    listen::Incoming, //
+    incoming::Incoming, //
 };
 use crate::{
     bindings,

@@ -26,7 +26,7 @@ use super::{
         Service,
         Shared, //
     },
-    listen::PeerEvents, //
+    incoming::PeerEvents, //
 };
 use crate::{
     bindings,

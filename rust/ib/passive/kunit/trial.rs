@@ -16,6 +16,10 @@ use crate::{
                 ServerConn,
                 Service, //
             },
+            incoming::{
+                self,
+                Incoming, //
+            },
             limits::{
                 ServerLimits,
                 ServerParams, //
@@ -23,7 +27,6 @@ use crate::{
             listen::{
                 self,
                 Doorbell,
-                Incoming,
                 Listener, //
             },
             op::Reply,
@@ -325,7 +328,7 @@ pub(super) unsafe fn happens(id: *mut bindings::rdma_cm_id, kind: bindings::rdma
     let mut event: bindings::rdma_cm_event = pin_init::zeroed();
     event.event = kind;
     // SAFETY: As the caller promises.
-    unsafe { listen::peer_handler(id, &mut event) };
+    unsafe { incoming::peer_handler(id, &mut event) };
 }
 
 /// A request that waits to be accepted.
