@@ -4,4 +4,5 @@
 
 mod conn;
 mod listen;
+mod op;
 mod trial;

@@ -83,6 +83,9 @@ pub(super) const KEY: u32 = 0x1234_5600;
 /// Pages of a payload.
 pub(super) const PAGES: usize = 8;
 
+/// Writes of a reply of which two do not fit into the send queue.
+pub(super) const WRITES: usize = 600;
+
 /// Counts those of its kind that exist.
 struct Token(Arc<Atomic<u32>>);
 
