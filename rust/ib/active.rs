@@ -27,7 +27,8 @@
 //! | `cm.rs`, `limits.rs` | for that: steps of the connection manager, and what the device allows |
 //! | `inner.rs` | what completion handlers use |
 //! | `tx.rs`, `rx.rs` | the rings |
-//! | `expose.rs` | memory that the peer may reach; it consists of regions of the connection, `mr.rs`, and these of what is left of them when it has gone, `raw_mr.rs` |
+//! | `expose.rs` | memory that the peer may reach |
+//! | `mr.rs`, `raw_mr.rs` | the regions that it consists of: as parts of a connection, and by themselves |
 //! | `patience.rs` | what is done when the device does not end the peer's access |
 //! | `spare.rs` | what the next connection gets |
 
