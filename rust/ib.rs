@@ -50,7 +50,6 @@ pub(crate) use self::kunit::{
 };
 pub(crate) use self::{
     active::{
-        Access,
         Attempt,
         Conn,
         Cx,
@@ -62,6 +61,7 @@ pub(crate) use self::{
         Protocol,
         Quiesced,
         Regions,
+        RemoteInvalidated,
         RxMsg,
         Spare, //
     },

@@ -15,6 +15,7 @@ use crate::{
         Limits,
         Lost,
         Protocol,
+        RemoteInvalidated,
         RxMsg, //
     },
     rt::ratelimit::say,
@@ -55,6 +56,8 @@ pub(super) struct Endpoint {
     inline_recv: Atomic<u32>,
     /// The current grant; written by the receive handler alone.
     granted: Atomic<u32>,
+    /// Messages for nothing since the last reply; used by the receive handler alone.
+    strays: Atomic<u32>,
     why: SetOnce<Lost>,
 }
 
@@ -70,6 +73,7 @@ impl Endpoint {
             inline_send: Atomic::new(wire::INLINE_DEFAULT),
             inline_recv: Atomic::new(wire::INLINE_DEFAULT),
             granted: Atomic::new(1),
+            strays: Atomic::new(0),
             why: SetOnce::new(),
         }
     }
@@ -102,11 +106,20 @@ impl Endpoint {
         }
     }
 
+    /// Notes a message for nothing. Whether there were more of them since the last reply than there can be requests:
+    /// to find out that it is for nothing takes a look at each of those.
+    pub(super) fn stray(&self) -> bool {
+        let strays = self.strays.load(Relaxed).saturating_add(1);
+        self.strays.store(strays, Relaxed);
+        strays > self.requests
+    }
+
     /// Takes in the grant of a reply (rows W55, C91).
     ///
     /// All Receives that the largest grant allows for are posted since before the connection was
     /// made, so raising the window cannot outrun them.
     pub(super) fn grant(&self, credits: u32) {
+        self.strays.store(0, Relaxed);
         let grant = wire::clamp_grant(credits, self.requests);
         if grant != self.granted.load(Relaxed) {
             self.granted.store(grant, Relaxed);
@@ -132,8 +145,13 @@ impl Protocol for Endpoint {
         ))
     }
 
-    fn receive(&self, cx: &Cx<'_, Self>, msg: RxMsg<Self>) {
-        super::reply::receive(self, cx, msg);
+    fn receive(
+        &self,
+        cx: &Cx<'_, Self>,
+        msg: RxMsg<Self>,
+        proof: Option<RemoteInvalidated<'_, Self>>,
+    ) {
+        super::reply::receive(self, cx, msg, proof);
     }
 
     fn fenced(

@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     ib::{
-        Access,
         Conn,
         Exposing,
         Handle,
@@ -94,15 +93,6 @@ enum Chunk {
     Read(u32),
     Write,
     Reply,
-}
-
-impl Chunk {
-    fn access(self) -> Access {
-        match self {
-            Self::Read(_) => Access::Read,
-            Self::Write | Self::Reply => Access::Write,
-        }
-    }
 }
 
 /// The shape of a call.
@@ -358,19 +348,18 @@ impl Message<'_, '_> {
                 SendError::Again
             })
         };
-        self.set
-            .expose(part, chunk.access(), rqst.xid(), take, |named| {
-                trace::xprtrdma_mr_map(|| (task(), named.traced()));
-                let (mr, last) = (|| named.traced(), named.is_last);
-                match chunk {
-                    Chunk::Read(at) => trace::xprtrdma_chunk_read(|| (task(), at, mr(), last)),
-                    Chunk::Write => trace::xprtrdma_chunk_write(|| (task(), mr(), last)),
-                    Chunk::Reply => trace::xprtrdma_chunk_reply(|| (task(), mr(), last)),
-                }
-                // CAST: `usize` is at least 32 bits.
-                left = left.saturating_sub(named.handle.len as usize);
-                Ok(name(segment(&named.handle))?)
-            })?;
+        self.set.expose(part, rqst.xid(), take, |named| {
+            trace::xprtrdma_mr_map(|| (task(), named.traced()));
+            let (mr, last) = (|| named.traced(), named.is_last);
+            match chunk {
+                Chunk::Read(at) => trace::xprtrdma_chunk_read(|| (task(), at, mr(), last)),
+                Chunk::Write => trace::xprtrdma_chunk_write(|| (task(), mr(), last)),
+                Chunk::Reply => trace::xprtrdma_chunk_reply(|| (task(), mr(), last)),
+            }
+            // CAST: `usize` is at least 32 bits.
+            left = left.saturating_sub(named.handle.len as usize);
+            Ok(name(segment(&named.handle))?)
+        })?;
         // A page is missing.
         if left != 0 {
             return Err(SendError::Io);

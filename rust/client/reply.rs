@@ -15,6 +15,7 @@ use crate::{
     ib::{
         Cx,
         Exposed,
+        RemoteInvalidated,
         RxMsg, //
     },
     rt::{
@@ -50,7 +51,12 @@ pub(super) struct Reply {
 }
 
 /// Handles a message (row C90).
-pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<Endpoint>) {
+pub(super) fn receive(
+    endpoint: &Endpoint,
+    cx: &Cx<'_, Endpoint>,
+    msg: RxMsg<Endpoint>,
+    proof: Option<RemoteInvalidated<'_, Endpoint>>,
+) {
     let (fixed, rqst) = match request_of(endpoint, &msg) {
         Ok(found) => found,
         Err(nobody) => {
@@ -60,8 +66,8 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
             if late {
                 endpoint.xprt.note_traffic();
             }
-            let excused = late || msg.has_invalidated_idle();
-            if msg.has_invalidated() && !excused {
+            let broken = proof.is_some_and(|proof| !late && !proof.is_idle());
+            if broken || (matches!(nobody, Nobody::Stray) && endpoint.stray()) {
                 violation(endpoint);
             }
             return;
@@ -76,14 +82,14 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
     };
     match reply.rqst.slot().take_exposed() {
         Ok(None) => {
-            if reply.msg.has_invalidated() {
+            if proof.is_some() {
                 violation(endpoint);
                 return;
             }
             endpoint.xprt.note_traffic();
             reply.finish(endpoint);
         }
-        Ok(Some(set)) => reply.fence(endpoint, cx, set),
+        Ok(Some(set)) => reply.fence(endpoint, cx, set, proof),
         Err(_) => {
             // The call was not sent on this connection, or is answered a second time.
             violation(endpoint);
@@ -95,6 +101,8 @@ pub(super) fn receive(endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, msg: RxMsg<End
 enum Nobody {
     /// It is the reply to one that was given up.
     Late,
+    /// It is a call of the server.
+    Call,
     /// It is no reply, or one to nothing.
     Stray,
 }
@@ -116,9 +124,9 @@ fn request_of(
         // No reply looks like this, whatever its XID. Without a service there is no answer.
         if endpoint.xprt.has_bc_service() {
             call(endpoint, msg);
-        } else {
-            endpoint.stats.bad_reply.inc();
+            return Err(Nobody::Call);
         }
+        endpoint.stats.bad_reply.inc();
         return Err(Nobody::Stray);
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
@@ -185,8 +193,14 @@ fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
 
 impl Reply {
     /// Ends the peer's access to the request's memory, then goes on with [`Self::finish`].
-    fn fence(mut self, endpoint: &Endpoint, cx: &Cx<'_, Endpoint>, mut set: Exposed<Endpoint>) {
-        if let Some(proof) = self.msg.take_invalidated() {
+    fn fence(
+        mut self,
+        endpoint: &Endpoint,
+        cx: &Cx<'_, Endpoint>,
+        mut set: Exposed<Endpoint>,
+        proof: Option<RemoteInvalidated<'_, Endpoint>>,
+    ) {
+        if let Some(proof) = proof {
             if proof.is_pad() && self.rqst.slot().lock().padded {
                 // The server may choose any key of the call (RFC 8797, 4.1). This one is not only
                 // the call's.

@@ -8,8 +8,7 @@
 //! | --- | --- |
 //! | send | [`Conn::reserve`] gives a [`TxBuf`](tx::TxBuf) of the connection's send ring, whose `send` posts it |
 //! | receive | [`Protocol::receive`] is called with an [`RxMsg`] of the receive ring |
-//! | DDP read | the peer reads memory that [`Exposing::expose`] registered with [`Access::Read`] |
-//! | DDP write | the peer writes memory that [`Exposing::expose`] registered with [`Access::Write`] |
+//! | DDP read, write | the peer reads, or writes, memory that [`Exposing::expose`] registered; which of them the [`Lease`](crate::rt::pages::Lease) says |
 //!
 //! How the pieces hold each other (arrow: owns):
 //!
@@ -62,11 +61,11 @@ pub(crate) use self::{
         Limits,
         Params, //
     },
-    raw_mr::{
-        Access,
-        Handle, //
+    raw_mr::Handle,
+    rx::{
+        RemoteInvalidated,
+        RxMsg, //
     },
-    rx::RxMsg,
     spare::Spare,
     tx::Regions, //
 };

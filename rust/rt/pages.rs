@@ -95,18 +95,30 @@ impl<'a> Piece<'a> {
     }
 }
 
+/// What a peer may do with memory.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// RDMA Read (DDP read): the peer fetches.
+    Read,
+    /// RDMA Write (DDP write): the peer places.
+    Write,
+}
+
 /// The right to some memory: as long as the value exists, nobody frees that memory or puts it to
 /// another use.
 ///
 /// # Safety
 ///
-/// What [`Self::pieces`] describes stays, and open to access by devices, as long as the value
+/// What [`Self::pieces`] describes stays, and open to what [`Self::access`] says, as long as the value
 /// exists, wherever that is moved to; with the exception of pieces that are passing.
 pub(crate) unsafe trait Lease: Send + 'static {
     /// Names a part of the memory.
     type Part<'a>;
     /// The pieces of a part.
     type Pieces<'l>: Iterator<Item = Piece<'l>> + Clone;
+
+    /// What devices may do with a part. Nobody makes references to memory that may be written.
+    fn access(part: &Self::Part<'_>) -> Access;
 
     /// Goes through the pieces of a part. Ends early when memory is missing, at once when it is not
     /// this value's.

@@ -18,7 +18,10 @@ use crate::{
             RawGfp, //
         },
         module_ref::ModuleRef,
-        pages::Lease, //
+        pages::{
+            Access,
+            Lease, //
+        }, //
     },
 };
 use core::{
@@ -169,6 +172,10 @@ impl MsgPart<'_> {
 unsafe impl Lease for PayloadLease {
     type Part<'a> = MsgPart<'a>;
     type Pieces<'l> = Pieces<'l>;
+
+    fn access(part: &MsgPart<'_>) -> Access {
+        part.view.access()
+    }
 
     fn pieces<'l>(&'l self, part: &'l MsgPart<'_>) -> Pieces<'l> {
         // The lease of another slot says nothing about this memory.

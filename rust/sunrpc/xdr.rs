@@ -6,7 +6,10 @@
 
 use crate::{
     bindings,
-    rt::pages::Piece, //
+    rt::pages::{
+        Access,
+        Piece, //
+    }, //
 };
 use core::{
     marker::PhantomData,
@@ -84,6 +87,15 @@ impl<'a> XdrView<'a> {
             readable: true,
             passing: None,
             _memory: PhantomData,
+        }
+    }
+
+    /// What a peer may do with the memory. (What is readable can be referred to as bytes.)
+    pub(super) fn access(&self) -> Access {
+        if self.readable {
+            Access::Read
+        } else {
+            Access::Write
         }
     }
 

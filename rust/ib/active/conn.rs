@@ -20,11 +20,9 @@ use super::{
         Refill, //
     },
     patience::Patience,
-    raw_mr::{
-        Access,
-        Handle, //
-    },
+    raw_mr::Handle,
     rx::{
+        RemoteInvalidated,
         RxBuf,
         RxMsg, //
     },
@@ -58,6 +56,7 @@ use crate::{
         },
         net::SockAddr,
         pages::{
+            Access,
             Lease,
             Piece, //
         },
@@ -93,8 +92,14 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// What is put aside until memory is fenced.
     type Pending: Send + 'static;
 
-    /// A message arrived. It can be there before [`Conn::connect`] has returned.
-    fn receive(&self, cx: &Cx<'_, Self>, msg: RxMsg<Self>);
+    /// A message arrived, by which the peer has invalidated a region if there is proof. It can be there
+    /// before [`Conn::connect`] has returned.
+    fn receive(
+        &self,
+        cx: &Cx<'_, Self>,
+        msg: RxMsg<Self>,
+        proof: Option<RemoteInvalidated<'_, Self>>,
+    );
 
     /// What [`Cx::invalidate`] was asked for is done: with the lease and the number of regions, or
     /// not, in which case the connection is lost and the set waits for [`Quiesced`].

@@ -29,10 +29,7 @@ use super::{
         MrCtx, //
     },
     patience,
-    raw_mr::{
-        Access,
-        Handle, //
-    },
+    raw_mr::Handle,
     rx::RemoteInvalidated, //
 };
 use crate::{
@@ -45,6 +42,7 @@ use crate::{
     rt::{
         completion::Completion,
         pages::{
+            Access,
             Lease,
             Piece, //
         },
@@ -100,8 +98,8 @@ impl<P: Protocol> Exposing<P> {
         self.mrs.is_empty()
     }
 
-    /// DDP: adds a part of the lease's memory, for the peer to read or to write once the set is
-    /// posted. `take` is asked for memory regions until all is mapped, or until memory is missing;
+    /// DDP: adds a part of the lease's memory, for the peer to read or to write, as the lease says,
+    /// once the set is posted. `take` is asked for memory regions until all is mapped, or until memory is missing;
     /// `name` is called with each of them.
     ///
     /// `tag` becomes the upper half of the addresses. Apart from the errors of the two: `EIO` when
@@ -109,11 +107,11 @@ impl<P: Protocol> Exposing<P> {
     pub(crate) fn expose<E: From<Error>>(
         &mut self,
         part: &<P::Lease as Lease>::Part<'_>,
-        access: Access,
         tag: u32,
         mut take: impl FnMut() -> Result<Mr<P>, E>,
         mut name: impl FnMut(&Named<'_, P>) -> Result<(), E>,
     ) -> Result<(), E> {
+        let access = P::Lease::access(part);
         let mut pieces = self.lease.pieces(part).peekable();
         while pieces.peek().is_some() {
             let handle = add(&mut self.mrs, take()?, &mut pieces, access, tag)?;

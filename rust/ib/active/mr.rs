@@ -16,7 +16,6 @@ use super::{
         Inner, //
     },
     raw_mr::{
-        Access,
         Handle,
         RawMr, //
     },
@@ -32,7 +31,10 @@ use crate::{
         domain::Domain, //
     },
     rt::{
-        pages::Piece,
+        pages::{
+            Access,
+            Piece, //
+        },
         stack::{
             Linked,
             Stack, //

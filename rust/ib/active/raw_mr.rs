@@ -12,7 +12,10 @@ use crate::{
     },
     rt::{
         err,
-        pages::Piece, //
+        pages::{
+            Access,
+            Piece, //
+        }, //
     },
     trace, //
 };
@@ -23,15 +26,6 @@ use kernel::{
     prelude::*,
     sync::Arc, //
 };
-
-/// What the peer may do with exposed memory.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
-    /// RDMA Read (DDP read): the peer fetches.
-    Read,
-    /// RDMA Write (DDP write): the peer places.
-    Write,
-}
 
 impl Access {
     fn direction(self) -> Direction {

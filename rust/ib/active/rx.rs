@@ -57,7 +57,6 @@ pub(super) struct RxBuf<P: Protocol> {
     mem: RxMem,
     /// Which buffer of the ring it is.
     number: u32,
-    invalidated: Option<u32>,
     /// The buffer belongs to its work request. Read only by [`Inner::reap_receives`].
     posted: bool,
     inner: Arc<Inner<P>>,
@@ -82,7 +81,6 @@ impl<P: Protocol> RxBuf<P> {
                 cqe: Cqe::new::<Inner<P>, Self>(),
                 mem: RxMem::new(buf),
                 number,
-                invalidated: None,
                 posted: false,
                 inner: inner.clone(),
                 link: None,
@@ -107,10 +105,13 @@ unsafe impl<P: Protocol> Completed<Inner<P>> for RxBuf<P> {
         match wc.message() {
             Ok(wc) => {
                 this.mem.filled(wc.byte_len());
-                this.invalidated = wc.invalidated_rkey();
-                inner
-                    .proto()
-                    .receive(&Cx::new(inner), RxMsg(ManuallyDrop::new(this)));
+                let proof = wc.invalidated_rkey().map(|rkey| RemoteInvalidated {
+                    rkey,
+                    pad: inner.pad_key() == Some(rkey),
+                    inner,
+                });
+                let msg = RxMsg(ManuallyDrop::new(this));
+                inner.proto().receive(&Cx::new(inner), msg, proof);
                 inner.post_free_receives();
             }
             Err(e) => {
@@ -129,30 +130,6 @@ impl<P: Protocol> RxMsg<P> {
     pub(crate) fn bytes(&self) -> &[u8] {
         self.0.mem.message()
     }
-
-    /// Whether the peer invalidated a region with this message, and nobody has taken the proof.
-    pub(crate) fn has_invalidated(&self) -> bool {
-        self.0.invalidated.is_some()
-    }
-
-    /// Whether the peer invalidated a region with this message that nobody uses: that of a call which
-    /// was given up before its reply came, for one.
-    pub(crate) fn has_invalidated_idle(&self) -> bool {
-        self.0
-            .invalidated
-            .is_some_and(|rkey| self.0.inner.is_idle_key(rkey))
-    }
-
-    /// Takes the proof that the peer invalidated a region with this message: once, because keys
-    /// come round.
-    pub(crate) fn take_invalidated(&mut self) -> Option<RemoteInvalidated<'_, P>> {
-        let rkey = self.0.invalidated.take()?;
-        Some(RemoteInvalidated {
-            rkey,
-            pad: self.0.inner.pad_key() == Some(rkey),
-            inner: &self.0.inner,
-        })
-    }
 }
 
 impl<P: Protocol> Drop for RxMsg<P> {
@@ -164,18 +141,24 @@ impl<P: Protocol> Drop for RxMsg<P> {
     }
 }
 
-/// Proof that the device invalidated a region at the peer's request: by the message that it is
-/// borrowed from.
+/// Proof that the device invalidated a region at the peer's request, by the message that is being handled.
+/// It does not outlive that, because keys come round.
 pub(crate) struct RemoteInvalidated<'m, P: Protocol> {
     rkey: u32,
     pad: bool,
-    inner: &'m Arc<Inner<P>>,
+    inner: &'m Inner<P>,
 }
 
 impl<P: Protocol> RemoteInvalidated<'_, P> {
     /// The key of the region.
     pub(crate) fn rkey(&self) -> u32 {
         self.rkey
+    }
+
+    /// Whether nobody uses the region: that of a call which was given up before its reply came, for one. It
+    /// takes a while.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.inner.is_idle_key(self.rkey)
     }
 
     /// Whether it is the region that [`Conn::pad`](super::Conn::pad) names: the connection can do
@@ -191,7 +174,7 @@ impl<P: Protocol> RemoteInvalidated<'_, P> {
 
     /// Whether the proof is of this connection.
     pub(super) fn is_of(&self, inner: &Arc<Inner<P>>) -> bool {
-        Arc::ptr_eq(self.inner, inner)
+        core::ptr::eq(self.inner, &**inner)
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     ib::OWNER,
     rt::{
         delayed::DelayedWork,
+        err,
         net::{
             Net,
             SockAddr, //
@@ -104,6 +105,10 @@ pub(crate) struct Listener {
 impl Listener {
     /// Starts to listen. Sleeps.
     pub(crate) fn new(net: &Net<'_>, addr: &SockAddr, doorbell: Arc<dyn Doorbell>) -> Result<Self> {
+        // The connection manager knows other kinds, but the kernel stops where their length is asked for.
+        if !addr.is_inet() {
+            return Err(err::eafnosupport());
+        }
         let mut waiting = KVec::new();
         waiting.reserve(MAX_WAITING, GFP_KERNEL)?;
         let port = Arc::pin_init(

@@ -26,8 +26,10 @@ use crate::{
                 Limits,
                 Params, //
             },
-            raw_mr::Access,
-            rx::RxMsg,
+            rx::{
+                RemoteInvalidated,
+                RxMsg, //
+            },
             spare::{
                 Parts,
                 Spare, //
@@ -54,6 +56,7 @@ use crate::{
         },
         net::SockAddr,
         pages::{
+            Access,
             Lease,
             Piece, //
         },
@@ -136,6 +139,10 @@ unsafe impl Lease for Memory {
     type Part<'a> = Range<usize>;
     type Pieces<'l> = Pages<'l>;
 
+    fn access(_: &Range<usize>) -> Access {
+        Access::Read
+    }
+
     fn pieces<'l>(&'l self, part: &'l Range<usize>) -> Pages<'l> {
         Pages {
             buf: &self.buf,
@@ -204,13 +211,18 @@ impl Protocol for Proto {
     type Lease = Memory;
     type Pending = u32;
 
-    fn receive(&self, cx: &Cx<'_, Self>, mut msg: RxMsg<Self>) {
+    fn receive(
+        &self,
+        cx: &Cx<'_, Self>,
+        msg: RxMsg<Self>,
+        proof: Option<RemoteInvalidated<'_, Self>>,
+    ) {
         let (then, mut set) = {
             let mut facts = self.0.lock();
             facts.messages += 1;
             (facts.then, facts.set.take())
         };
-        if let (Some(set), Some(proof)) = (&mut set, msg.take_invalidated()) {
+        if let (Some(set), Some(proof)) = (&mut set, proof) {
             let taken = set.remote_invalidated(proof).is_ok();
             let _ = self.0.lock().remote.push_within_capacity(taken);
         }
@@ -354,7 +366,6 @@ pub(super) fn set(
     let (_, regions) = tx.split();
     set.expose::<Error>(
         &(0..TWO * DEPTH as usize),
-        Access::Read,
         7,
         || regions.take().ok_or(ENOMEM),
         |named| Ok(keys.push(named.handle.rkey, GFP_KERNEL)?),
@@ -376,7 +387,6 @@ pub(super) fn cut(
     let (_, regions) = tx.split();
     set.expose::<Error>(
         &(0..pieces.len()),
-        Access::Read,
         7,
         || regions.take().ok_or(ENOMEM),
         |named| Ok(bytes.push(named.handle.len, GFP_KERNEL)?),
