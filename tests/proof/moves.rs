@@ -6,7 +6,7 @@
 
 use super::{endpoint::Endpoint, Rdma};
 use crate::{
-    ib::{Conn, Exposed, Exposing, Message, Quiesced, Reply, RxMsg, ServerConn, Service},
+    ib::{Conn, Exposed, Exposing, Message, Quiesced, RemoteInvalidated, Reply, RxMsg, ServerConn, Service},
     rt::pagevec::PageVec,
     sunrpc::{PayloadLease, PinnedRqst},
 };
@@ -77,10 +77,15 @@ fn look_at_fenced(set: Exposed<Endpoint>) -> usize {
 }
 
 // One invalidation stands for two.
-fn proof_twice(set: &mut Exposed<Endpoint>, msg: &mut RxMsg<Endpoint>) {
-    let Some(proof) = msg.take_invalidated() else { return };
+fn proof_twice(set: &mut Exposed<Endpoint>, proof: RemoteInvalidated<'_, Endpoint>) {
     let _ = set.remote_invalidated(proof);
     let _ = set.remote_invalidated(proof); //~ E0382
+}
+
+// A proof is kept until the key has come round.
+fn keep_the_proof(proof: RemoteInvalidated<'_, Endpoint>) {
+    fn keep<T: 'static>(_: T) {}
+    keep(proof); //~ E0521
 }
 
 // Bytes of a message outlive it: the device may write there again (rows 5, 7).

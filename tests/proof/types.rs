@@ -5,7 +5,7 @@
 
 use super::{endpoint::Endpoint, Rdma};
 use crate::{
-    ib::{Access, Conn, Exposed, Exposing, Quiesced, RxMsg, Service},
+    ib::{Conn, Exposed, Exposing, Quiesced, RxMsg, Service},
     rt::pages::Lease,
     sunrpc::{PayloadLease, PinnedRqst},
     wire::{self, HeaderWriter, Segment},
@@ -48,7 +48,7 @@ fn reclaim_from_a_live_connection(set: Exposed<Endpoint>, conn: &Conn<Endpoint>)
 
 // Memory of another owner is exposed.
 fn expose_foreign(set: &mut Exposing<Endpoint>, page: &[u8]) {
-    let _ = set.expose::<kernel::error::Error>(page, Access::Read, 0, || Err(kernel::error::code::EINVAL), |_| Ok(())); //~ E0308
+    let _ = set.expose::<kernel::error::Error>(page, 0, || Err(kernel::error::code::EINVAL), |_| Ok(())); //~ E0308
 }
 
 // The bytes of a received message are changed, or used as a buffer (rows 7, 17).
