@@ -175,6 +175,25 @@ def again(vers, at, load):
             equal(xids(of(seen, "xprtrdma_cb_reply")), calls, "XIDs of callbacks and their replies")
 
 
+def anew():
+    """A client begins anew on its connection, by which it was not called yet."""
+    trace = "/sys/kernel/tracing"
+    with check("a client that comes again by a connection without a callback can be called"), mounted("4.2") as at:
+        can_be_called(US)
+        on_server(f"mountpoint -q {trace} || mount -t tracefs none {trace}; cd {trace}; echo >trace; "
+                  "for e in setup setup_err; do echo 1 >events/nfsd/nfsd_cb_$e/enable; done")
+        try:
+            on_server(f"""for c in /proc/fs/nfsd/clients/*; do
+                grep -q 'address: "{US}:' $c/info && echo expire >$c/ctl; done; true""")
+            os.listdir(at)
+            can_be_called(US)
+        finally:
+            said = on_server(f"cd {trace}; cat trace; for e in setup setup_err; do "
+                             "echo 0 >events/nfsd/nfsd_cb_$e/enable; done")
+        expect("nfsd_cb_setup: " in said, "nfsd has not made its way to call the client")
+        expect("nfsd_cb_setup_err: " not in said, f"nfsd has failed to: {said[-500:]}")
+
+
 def transport():
     """What the server has to call a client with."""
     def shown():
@@ -247,6 +266,7 @@ else:
                 # Sessions are the same in both versions.
                 if vers == "4.1" or LONG:
                     again(vers, at, load)
+    anew()
     transport()
     small()
 done()

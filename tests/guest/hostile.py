@@ -75,11 +75,6 @@ def senseless():
                                      for d in (1 << 16, 1 << 31))), xids=2,
             tells=lambda call: [("reply_rqst_err", f"xid={call.xid + d & BIG:#010x} version=1 proc=0")
                                 for d in (1 << 16, 1 << 31)])
-    requests = int(read("/proc/sys/sunrpc/rdma_slot_table_entries"))
-    spoiled("a reply to nothing more than there can be requests, and no other",
-            lambda connection, call: [connection.send(header((call.xid + (1 << 16) + n) & BIG) + bytes(12))
-                                      for n in range(requests + 1)],
-            xids=requests + 1, bad=1, connects=1)
     for size in (16, 20, 24, 27, 28, 32, 36, 47):
         spoiled(f"a header of {size} bytes", cut(size), fails=1, bad=1)
     for proc in (NOMSG, MSGP, RDMA_DONE, 5, 99, BIG):
@@ -403,6 +398,11 @@ def useless():
 
 def rules():
     """Connections on which the server's first message is one that it must not send."""
+    requests = int(read("/proc/sys/sunrpc/rdma_slot_table_entries"))
+    spoiled("a reply to nothing more than there can be requests, and no other",
+            lambda connection, call: [connection.send(header((call.xid + (1 << 16) + n) & BIG) + bytes(12))
+                                      for n in range(requests + 1)],
+            xids=requests + 1, bad=1, connects=1)
     begun = time.monotonic()
     # The first one breaks a connection that was of use.
     spoiled("the key of a call is invalidated by no reply, on three connections in a row",

@@ -19,7 +19,10 @@
 //! C header: [include/linux/sunrpc/xprt.h](srctree/include/linux/sunrpc/xprt.h)
 
 use super::{
-    xprt::SvcXprt,
+    xprt::{
+        Core,
+        SvcXprt, //
+    },
     ServerTransport, //
 };
 use crate::{
@@ -107,7 +110,8 @@ impl<T: ServerTransport> Vtable<T> {
 #[repr(C)]
 struct BcXprt {
     base: Opaque<bindings::rpc_xprt>,
-    claim: Claim,
+    /// None: calls go by the one that has it.
+    claim: Option<Claim>,
 }
 
 /// Of a server's transport: this client's transport is the one over it.
@@ -184,16 +188,21 @@ unsafe fn create<T: ServerTransport>(
         let list = (&raw const (*svc.as_ptr()).xpt_bc_xps).read_volatile();
         (&SvcXprt::<T>::from_raw(svc.as_ptr()).core, !list.is_null())
     };
-    let claim = Claim::new(&core.bc, raw).map_err(|other| {
-        // Two clients want callbacks on this connection at the same time, or who wanted them before has failed
-        // later. For this one that fails, until it asks again: then there is a transport.
-        if completed {
-            // SAFETY: When sunrpc has completed a transport, it gives the server's one a list that keeps it: this
-            // one, since nobody else has come by a claim since then.
+    let claim = match Claim::new(&core.bc, raw) {
+        Ok(claim) => Some(claim),
+        // Another client wants callbacks on this connection before the first one has made a call. It uses the list
+        // of transports that there is, with the one that has the claim: this one is for its name only.
+        // SAFETY: When sunrpc has completed a transport, it gives the server's one a list that keeps it. It is the one
+        // that has the claim, since nobody else has come by it since then.
+        Err(other) if completed && !unsafe { is_address_of(args.dstaddr, other) } => {
+            // SAFETY: As above.
             unsafe { publish(other) };
+            None
         }
-        EAGAIN
-    })?;
+        // Two want them at the same time, which fails for one of them until it asks again. Or somebody wants to add
+        // a transport to the list, to which no reply would find its way.
+        Err(_) => return Err(EAGAIN),
+    };
     // SAFETY: The memory is for this, and not initialised.
     unsafe {
         (&raw mut (*raw.cast::<BcXprt>()).claim).write(claim);
@@ -215,6 +224,16 @@ unsafe extern "C" fn alloc_slot(raw: *mut bindings::rpc_xprt, task: *mut binding
     }
 }
 
+/// Whether an address is the one in a transport, not a copy of it.
+///
+/// # Safety
+///
+/// `raw` is a transport that stays for the call.
+unsafe fn is_address_of(addr: *const bindings::sockaddr, raw: *mut bindings::rpc_xprt) -> bool {
+    // SAFETY: By the contract of this function; this only computes an address.
+    core::ptr::addr_eq(addr, unsafe { &raw const (*raw).addr })
+}
+
 /// Makes a transport that sunrpc has completed known to the server's, which gets a reference, if it does not know it.
 ///
 /// # Safety
@@ -226,15 +245,17 @@ unsafe fn publish(raw: *mut bindings::rpc_xprt) {
     if !known.load(Relaxed).is_null() {
         return;
     }
-    // SAFETY: The caller has a reference, so this cannot fail, and what is put is not the last one.
+    // SAFETY: The caller has a reference, so that what is put is not the last one.
     unsafe {
-        bindings::xprt_get(raw);
+        if bindings::xprt_get(raw).is_null() {
+            return;
+        }
         if known.cmpxchg(core::ptr::null_mut(), raw, Full).is_err() {
             bindings::xprt_put(raw);
             return;
         }
         // Whoever takes the server's transport down marks it dead, and then looks for this one.
-        if bindings::svc_xprt_is_dead((*raw).bc_xprt) {
+        if (*(*raw).bc_xprt.cast::<Core>()).has(bindings::XPT_DEAD) {
             close(raw);
         }
     }

@@ -29,6 +29,7 @@ use kernel::{
             Relaxed, //
         },
         new_spinlock,
+        rcu,
         Arc,
         Completion,
         Refcount,
@@ -380,6 +381,9 @@ impl SvcHandle {
 
     /// The transport is to be closed by a thread of the service (row S72). Any context.
     pub(crate) fn close(&self) {
+        // The service may take the transport down as soon as it is queued, and be gone before it has been told of
+        // it. nfsd waits for those who are here before it frees what they use.
+        let _rcu = rcu::read_lock();
         // SAFETY: The transport is initialised. When it is dead already, its flags keep it from
         // being queued.
         unsafe { bindings::svc_xprt_deferred_close(self.core().raw()) };
@@ -406,6 +410,8 @@ impl SvcHandle {
 
     /// Something that kept the service from taking up calls has changed. Process context.
     pub(crate) fn wake(&self) {
+        // As in `close`.
+        let _rcu = rcu::read_lock();
         // SAFETY: The transport is initialised.
         unsafe { bindings::svc_xprt_enqueue(self.core().raw()) };
     }
