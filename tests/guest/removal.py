@@ -63,6 +63,7 @@ KINDS = {
 # gives up after 50 seconds, with a warning (Documentation/upstream-findings.md). Like this the driver
 # lets go of a packet when it has it, from its next start on.
 LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
+RDMA_GONE = "no device"
 SIDES = {"client": lambda text: run("sh", "-c", text), "server": on_server}
 # Writes a file and reads it back, again and again, by direct I/O or through the page cache; one number for
 # each round.
@@ -133,10 +134,21 @@ def timed(command, text):
     return float(words[-1]) - float(words[-2])
 
 
-def take_away(kind, command):
+def take_away(kind, where, command):
     """Take the device away; how long that took."""
     # The device of a network device that goes is taken down by a worker.
-    return timed(command, f"({KINDS[kind][0]}) || exit; {AWAIT_GONE}")
+    took = timed(command, f"({KINDS[kind][0]}) || exit; {AWAIT_GONE}")
+    # With a network device its link goes: a machine that takes no packets while it has one would hold up those of
+    # the other, which are rxe's.
+    if kind.startswith("network device"):
+        link("down", where)
+    return took
+
+
+def give_back(kind, where, command):
+    if kind.startswith("network device"):
+        link("up", where)
+    command(KINDS[kind][1])
 
 
 def goes_on(loads):
@@ -166,9 +178,9 @@ def again_and_again(kinds, where, command, loads, at):
         unplug = where == "client" and kind == "rdma link delete" and turn % 5 == 4
         if unplug:
             link("down", "client")
-        took.append(take_away(kind, command))
+        took.append(take_away(kind, where, command))
         time.sleep(random.random())
-        command(KINDS[kind][1])
+        give_back(kind, where, command)
         if unplug:
             time.sleep(random.random() * 2)
             link("up", "client")
@@ -233,7 +245,7 @@ def rpc_clients():
 
 def back(kind, where, command, loads):
     """The device is there again: work goes on, then the mount or the listener ends, and the module goes."""
-    command(KINDS[kind][1])
+    give_back(kind, where, command)
     goes_on(loads)
     if where == "server":
         # The mount stays, and its loads wait meanwhile.
@@ -261,7 +273,7 @@ def away(kind, where, command, loads):
         say(f"NFS has given up after {time.monotonic() - begun:.0f} s")
     took = leave(where, command)
     command("load-transport")
-    command(KINDS[kind][1])
+    give_back(kind, where, command)
     if where == "server":
         command("nfsd-up")
         goes_on(loads)
@@ -284,14 +296,15 @@ def round_of(number, vers, where, command, base):
     try:
         time.sleep(1 + random.random())
         loads.alive()
-        gone = take_away(kind, command)
+        gone = take_away(kind, where, command)
         time.sleep(random.random())
         unused = way(kind, where, command, loads)
     finally:
         loads.kill()
         subprocess.run(["umount", "-f", "-l", "/mnt/a"], stderr=subprocess.DEVNULL)
         # A round that failed is not to spoil what comes after it.
-        command(f"[ -e /sys/class/infiniband/{RDMA}0 ] || {{ {KINDS[kind][1].strip()}\n}}")
+        if RDMA_GONE in command(f"[ -e /sys/class/infiniband/{RDMA}0 ] || echo {RDMA_GONE}"):
+            give_back(kind, where, command)
     say(f"round {number}, {kind}, {way.__name__}: the device was gone after {gone:.1f} s, the module after "
         f"{unused:.1f} s, all this took {time.monotonic() - begun:.0f} s")
     expect(gone < GONE * SLOWNESS, "the device took too long")
