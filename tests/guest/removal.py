@@ -138,17 +138,21 @@ def take_away(kind, where, command):
     """Take the device away; how long that took."""
     # The device of a network device that goes is taken down by a worker.
     took = timed(command, f"({KINDS[kind][0]}) || exit; {AWAIT_GONE}")
-    # With a network device its link goes: a machine that takes no packets while it has one would hold up those of
-    # the other, which are rxe's.
-    if kind.startswith("network device"):
+    if takes_link(kind, where):
         link("down", where)
     return took
 
 
 def give_back(kind, where, command):
-    if kind.startswith("network device"):
+    if takes_link(kind, where):
         link("up", where)
     command(KINDS[kind][1])
+
+
+def takes_link(kind, where):
+    """Whether the link goes with the device. A client's machine without a network device would take no packets for as
+    long as NFS has something to give up, and so hold up those of the server, which its rxe waits for."""
+    return where == "client" and kind.startswith("network device")
 
 
 def goes_on(loads):

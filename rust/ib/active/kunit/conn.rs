@@ -15,7 +15,10 @@ mod tests {
                 self,
                 DeviceLease, //
             },
-            dma::MESSAGE_BYTES,
+            dma::{
+                Direction,
+                MESSAGE_BYTES, //
+            },
             kunit::{
                 count,
                 fake::Asked,
@@ -282,6 +285,22 @@ mod tests {
         assert_eq!(idle(&conn), before + new);
         drop(conn.shutdown());
         assert!(fake.asked()?.last() == Some(&Asked::DeallocPd));
+        Ok(())
+    }
+
+    #[test]
+    fn next_connection_has_buffers_of_its_own_size() -> Result {
+        let (fake, _, _, conn) = trial()?;
+        let (proof, spare) = conn.retire();
+        drop(proof);
+        let lease = DeviceLease::new(fake.as_raw())?;
+        let mut parts = spare.and_then(|spare| spare.open(&lease)).ok_or(EINVAL)?;
+        for way in [Direction::FromDevice, Direction::ToDevice] {
+            // The last one's have 256 bytes.
+            assert_eq!(parts.buffer(256, way)?.len(), 256);
+            assert_eq!(parts.buffer(512, way)?.len(), 512);
+            assert_eq!(parts.buffer(128, way)?.len(), 128);
+        }
         Ok(())
     }
 
