@@ -168,6 +168,14 @@ mod tests {
         let told = seen.lock().writable;
         conn.region_shortage();
         assert_eq!(seen.lock().writable, told + 1);
+        // Now they come back after that. (A worker tells of it too, a little later.)
+        send_set(&mut conn, &seen, &alive)?;
+        sets.push(take_set(&seen)?, GFP_KERNEL)?;
+        assert!(send_set(&mut conn, &seen, &alive).is_err());
+        conn.region_shortage();
+        let told = seen.lock().writable;
+        drop(sets.pop().ok_or(EINVAL)?.invalidate_sync());
+        assert!(seen.lock().writable > told);
         let proof = conn.shutdown();
         while let Some(set) = sets.pop() {
             assert!(set.reclaim(&proof).is_ok());

@@ -101,6 +101,24 @@ mod tests {
     }
 
     #[test]
+    fn operation_in_line_waits_until_there_is_room_for_all_of_it() -> Result {
+        let (fake, _, alive, conn) = server()?;
+        let depth = conn.limits().send_wr as usize;
+        assert!(!post_reply(&conn, &alive, 0)?);
+        assert!(!post_reply(&conn, &alive, depth - 2)?);
+        assert!(post_reply(&conn, &alive, WRITES)?);
+        assert_eq!(fake.sends(), depth);
+        fake.complete(1, OK);
+        assert_eq!(fake.sends(), depth - 1);
+        assert_eq!(room(&conn), 1);
+        fake.complete(depth - 1, OK);
+        assert_eq!(fake.sends(), LONG);
+        fake.complete(LONG, OK);
+        assert_eq!(alive.load(Relaxed), 0);
+        Ok(())
+    }
+
+    #[test]
     fn operation_longer_than_the_send_queue_is_refused() -> Result {
         let (fake, seen, alive, conn) = server()?;
         let depth = conn.limits().send_wr;
