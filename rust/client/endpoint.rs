@@ -114,12 +114,15 @@ impl Endpoint {
         strays > self.requests
     }
 
-    /// Takes in the grant of a reply (rows W55, C91).
+    /// Takes in the grant of a reply (rows W55, C91), with which [`Self::stray`] counts anew.
     ///
     /// All Receives that the largest grant allows for are posted since before the connection was
     /// made, so raising the window cannot outrun them.
     pub(super) fn grant(&self, credits: u32) {
-        self.strays.store(0, Relaxed);
+        // Senders read what is beside it: it is not written for each reply.
+        if self.strays.load(Relaxed) != 0 {
+            self.strays.store(0, Relaxed);
+        }
         let grant = wire::clamp_grant(credits, self.requests);
         if grant != self.granted.load(Relaxed) {
             self.granted.store(grant, Relaxed);

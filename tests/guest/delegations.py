@@ -148,6 +148,12 @@ def recalled(folder, at):
         came_back(US, folder)
 
 
+def expire():
+    """nfsd forgets us: we have to begin anew."""
+    on_server(f"""for c in /proc/fs/nfsd/clients/*; do
+        grep -q 'address: "{US}:' $c/info && echo expire >$c/ctl; done; true""")
+
+
 def again(vers, at, load):
     """Recalls after the connection, and after the session, are others."""
     events = traced(run) if os.environ["CLIENT"] == "rust" else contextlib.nullcontext()
@@ -163,8 +169,7 @@ def again(vers, at, load):
     with check(f"v{vers}: recalls with another session on the same connection", 200):
         with events as seen:
             before = xprt_stats(at)["connect_count"]
-            on_server(f"""for c in /proc/fs/nfsd/clients/*; do
-                grep -q 'address: "{US}:' $c/info && echo expire >$c/ctl; done; true""")
+            expire()
             load.goes_on(60)
             recalled("d/s", at)
             load.goes_on(60)
@@ -183,8 +188,7 @@ def anew():
         on_server(f"mountpoint -q {trace} || mount -t tracefs none {trace}; cd {trace}; echo >trace; "
                   "for e in setup setup_err; do echo 1 >events/nfsd/nfsd_cb_$e/enable; done")
         try:
-            on_server(f"""for c in /proc/fs/nfsd/clients/*; do
-                grep -q 'address: "{US}:' $c/info && echo expire >$c/ctl; done; true""")
+            expire()
             os.listdir(at)
             can_be_called(US)
         finally:

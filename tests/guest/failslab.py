@@ -74,6 +74,11 @@ def code(symbols):
     return starts[0], starts[-1] + 4096
 
 
+def code_on(shell):
+    """The same on the side of this shell."""
+    return code(shell("grep \"[[]$MODULE\"] /proc/kallsyms").splitlines())
+
+
 def places():
     """What is in the trace: [kind, [[address, function], ...]], the module's frames from the allocator on."""
     first, end = code(run("grep", f"[[]{MODULE}]", "/proc/kallsyms").splitlines())
@@ -174,7 +179,7 @@ class Walk:
         self.shell, self.side = shell_of(side), side
         Faults(side, "slab")
         # Where the module's code lies; its symbols tell how far it goes.
-        first, end = code(self.shell("grep \"[[]$MODULE\"] /proc/kallsyms").splitlines())
+        first, end = code_on(self.shell)
         self.shell(f"echo {first:#x} >{SLAB}/require-start; echo {end:#x} >{SLAB}/require-end")
 
     def arm(self, number):
@@ -336,7 +341,7 @@ def unfinished():
     symbols = sorted(shell("grep '[[]sunrpc]' /proc/kallsyms").splitlines())
     at = [line.split()[2] for line in symbols].index("xprt_create_transport")
     first, after = (symbols[n].split()[0] for n in (at, at + 1))
-    begin, end = code(shell("grep \"[[]$MODULE\"] /proc/kallsyms").splitlines())
+    begin, end = code_on(shell)
     shell(f"cd {SLAB}; echo 0x{first} >require-start; echo 0x{after} >require-end; echo {begin:#x} >reject-start; "
           f"echo {end:#x} >reject-end; echo 1 >interval; echo 1 >times; echo 100 >probability")
     try:

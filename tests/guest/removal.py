@@ -63,7 +63,6 @@ KINDS = {
 # gives up after 50 seconds, with a warning (Documentation/upstream-findings.md). Like this the driver
 # lets go of a packet when it has it, from its next start on.
 LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
-RDMA_GONE = "no device"
 SIDES = {"client": lambda text: run("sh", "-c", text), "server": on_server}
 # Writes a file and reads it back, again and again, by direct I/O or through the page cache; one number for
 # each round.
@@ -307,7 +306,7 @@ def round_of(number, vers, where, command, base):
         loads.kill()
         subprocess.run(["umount", "-f", "-l", "/mnt/a"], stderr=subprocess.DEVNULL)
         # A round that failed is not to spoil what comes after it.
-        if RDMA_GONE in command(f"[ -e /sys/class/infiniband/{RDMA}0 ] || echo {RDMA_GONE}"):
+        if command(f"[ -e /sys/class/infiniband/{RDMA}0 ] || echo gone"):
             give_back(kind, where, command)
     say(f"round {number}, {kind}, {way.__name__}: the device was gone after {gone:.1f} s, the module after "
         f"{unused:.1f} s, all this took {time.monotonic() - begun:.0f} s")

@@ -3,8 +3,8 @@
 //! Calls that a service makes to its client on the client's connection (RFC 8167, rows B13 to B21).
 //!
 //! sunrpc sees a client transport of its own class, which has the server's transport to send with.
-//! One exists per connection at most, from the first session that wants callbacks until the
-//! connection is freed. The server's transport knows of it from its first call on: sunrpc destroys a
+//! Callbacks go by one per connection, from the first session that wants them until the connection is
+//! freed. (A client that comes again before there was a call has another one, for its name.) The server's transport knows of it from its first call on: sunrpc destroys a
 //! transport that it cannot complete, whoever has a reference by then.
 //!
 //! | reference | dropped by |
