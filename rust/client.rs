@@ -3,7 +3,7 @@
 //! The client transport: RPC calls over an RDMA connection.
 //!
 //! ```text
-//! sunrpc ── send ──> marshal.rs ── copies and registers ──> ib::TxBuf::send
+//! sunrpc ── send ──> marshal.rs ── copies and registers ──> TxBuf::send (ib)
 //!                                                               ┆ (peer reads, writes, replies)
 //! sunrpc <── complete ── reply.rs <── Endpoint::receive <── ib::RxMsg
 //!                           └── ib::Cx::invalidate ──> Endpoint::fenced ──> complete

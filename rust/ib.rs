@@ -23,7 +23,7 @@
 //!   [`Quiesced`], gives back: send buffers by the ring, receive buffers by the posted work request,
 //!   memory of requests by an [`Exposed`] set with the lease that keeps it.
 //! * While a [`DeviceLease`] exists, removal of the device has not finished.
-//! * [`Conn::shutdown`] ends with the queue pair and both completion queues gone. Only then does it
+//! * [`Conn::shutdown`] and [`Conn::retire`] end with the queue pair and both completion queues gone. Only then do they
 //!   hand out [`Quiesced`], the proof that neither the device nor a completion handler comes back.
 //!
 //! C headers: [include/rdma/ib_verbs.h](srctree/include/rdma/ib_verbs.h),

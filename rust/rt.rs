@@ -2,7 +2,8 @@
 
 //! Small wrappers of kernel facilities that the kernel crate does not wrap yet.
 //!
-//! Nothing here knows about RDMA or RPC.
+//! Nothing here depends on another layer, nor on what RDMA and RPC are, though some of what C has for
+//! them is of use here.
 
 pub(crate) mod clock;
 pub(crate) mod completion;

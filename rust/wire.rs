@@ -4,8 +4,9 @@
 //!
 //! Everything here is a total function over byte slices. Nothing allocates, nothing panics, nothing
 //! depends on the kernel: the same files are a module of the kernel crate and, through `host/`, a
-//! cargo library which is tested and fuzzed on the host. Bytes that came from a peer are looked at
-//! here and nowhere else.
+//! cargo library which is tested and fuzzed on the host. Transport headers that came from a peer are
+//! looked at here and nowhere else. (Of the RPC message behind one, `server/plan.rs` reads the
+//! lengths and the flavour in its header, and `sunrpc/bc.rs` the XID.)
 //!
 //! # Anatomy of a message
 //!

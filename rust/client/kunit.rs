@@ -19,6 +19,7 @@ mod tests {
             Fake,
             Params, //
         },
+        rt::err,
         sunrpc::{
             ClientTransport,
             TrialClient,
@@ -211,6 +212,23 @@ mod tests {
         task.give_up()?;
         endpoint.grant(7);
         assert_eq!(xprt.window(), 6);
+        Ok(())
+    }
+
+    #[test]
+    fn without_a_connection_nothing_is_sent_and_nothing_to_close() -> Result {
+        let xprt = TrialClient::<Rdma>::new()?;
+        xprt.set_window(3);
+        let task = Task::new(&xprt)?;
+        task.allocate(100, 100)?;
+        for _ in 0..3 {
+            let cookie = xprt.cookie();
+            assert_eq!(task.transmit(7)?, err::enotconn().to_errno());
+            assert_eq!((xprt.window(), xprt.used()), (3, 0));
+            assert_eq!(xprt.cookie(), cookie);
+            xprt.close()?;
+            assert!(xprt.cookie() != cookie);
+        }
         Ok(())
     }
 

@@ -13,9 +13,9 @@
 //! How the pieces hold each other (arrow: owns):
 //!
 //! ```text
-//! Conn ──> Qp, Id (cm.rs), TxRing, 2 Cq
-//!   └────> Inner (Arc; what completion handlers see) ──> the protocol's P, pools of RxMsg and Mr
-//! Mr ──> RawMr, Domain (Arc)
+//! Conn ──> Id (cm.rs; the queue pair is its), TxRing, 2 Cq
+//!   └────> Inner (Arc; what completion handlers see) ──> the protocol's P, pools of RxBuf and MrCtx
+//! MrCtx ──> RawMr, Domain (Arc)
 //! RawMr ──> Pd (Arc)
 //! Spare ──> RawMr, DmaBuf, Pd of a connection that was lost, for the next one
 //! ```

@@ -33,7 +33,7 @@
 //! | `conn.rs` | how a connection is set up, and how it ends |
 //! | `limits.rs` | for that: what the device allows |
 //! | `rx.rs` | the receive ring |
-//! | `op.rs` | operations: what is read, and replies with what is written for them |
+//! | `op.rs` | operations: what is read, and replies with what is written for them; `op/rw.rs`: contexts of the RDMA core, `op/traced.rs`: what events tell |
 //! | `sq.rs` | the send queue: their places in it |
 //! | `probe.rs` | peers that have vanished, and memory that is idle |
 

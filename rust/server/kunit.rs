@@ -28,7 +28,10 @@ mod tests {
             Fake,
             ServerConn, //
         },
-        rt::completion::Completion,
+        rt::{
+            completion::Completion,
+            err, //
+        },
         sunrpc::{
             take,
             ServiceLimits,
@@ -307,7 +310,11 @@ mod tests {
             return Err(EINVAL);
         };
         ctxt.result_payload(100, PAGE + 8);
+        fake.posts();
         send::send(&conn, &mut ctxt, &mut rqst.reply(100, PAGE_SIZE + 8)?)?;
+        assert_eq!(fake.posts(), 1);
+        // The thread goes on without them.
+        assert_eq!(rqst.taken_of_reply(), 3);
         let asked = fake.asked()?;
         let bytes = asked.iter().map(|asked| match asked {
             Asked::Write(KEY, len) => *len,
@@ -379,6 +386,18 @@ mod tests {
         fake.take_only(0);
         assert!(send::send(&conn, &mut ctxt, &mut rqst.reply(100, 0)?).is_err());
         assert!(xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
+    fn pages_of_a_reply_are_taken_before_it_is_posted() -> Result {
+        let (fake, _xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_write(2)?, None));
+        let mut ctxt = receive(&conn, &mut rqst)?.ok_or(EINVAL)?;
+        ctxt.result_payload(100, PAGE);
+        fake.take_only(0);
+        assert!(send::send(&conn, &mut ctxt, &mut rqst.reply(100, PAGE_SIZE)?).is_err());
+        assert_eq!(rqst.taken_of_reply(), 2);
         Ok(())
     }
 
@@ -498,6 +517,13 @@ mod tests {
         });
         assert!(gone == Some(Ok(false)));
         assert!(within(200, || is_gone(&fake))?);
+        Ok(())
+    }
+
+    #[test]
+    fn callbacks_are_refused_to_who_does_not_keep_the_connection() -> Result {
+        let refused = TrialXprt::<RdmaServer>::callbacks_without_reference();
+        assert!(refused == Err(err::eopnotsupp()));
         Ok(())
     }
 

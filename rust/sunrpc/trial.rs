@@ -90,6 +90,19 @@ impl<T: ClientTransport> TrialClient<T> {
         unsafe { (*self.raw.as_ptr()).cong / bindings::RPC_CWNDSCALE as usize }
     }
 
+    /// What tells connections apart, and losses of one.
+    pub(crate) fn cookie(&self) -> u32 {
+        self.connect_cookie().load(Relaxed)
+    }
+
+    /// sunrpc closes it. Sleeps.
+    pub(crate) fn close(&self) -> Result {
+        let close = self.ops().close.ok_or(ENOENT)?;
+        // SAFETY: A transport of this type. Nobody else uses it, so it is as if it was locked.
+        unsafe { close(self.raw.as_ptr()) };
+        Ok(())
+    }
+
     /// A session wants callbacks.
     pub(crate) fn setup_callbacks(&self) -> Result {
         let setup = self.ops().bc_setup.ok_or(ENOENT)?;
@@ -263,6 +276,19 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
         }
         slot.in_flight.store(true, Relaxed);
         Ok(())
+    }
+
+    /// What sunrpc is told when it wants the call to be sent: an error number, or 0.
+    pub(crate) fn transmit(&self, xid: u32) -> Result<c_int> {
+        let rqst = self.rqst().ok_or(ENOENT)?.as_ptr();
+        let send_request = self.xprt.ops().send_request.ok_or(ENOENT)?;
+        // SAFETY: The task's request; nobody else uses the transport, so it is as if it was locked.
+        unsafe {
+            (*rqst).rq_xid = xid.to_be();
+            (*rqst).rq_xprt = self.xprt.raw.as_ptr();
+            (*rqst).rq_task = self.raw();
+            Ok(send_request(rqst))
+        }
     }
 
     /// It waits no longer for the reply to its call.

@@ -54,7 +54,8 @@ def ends(at, instead, wanted, seconds):
     say(", ".join(f"{rc} after {took:.2f} s" for rc, took in found))
     equal([rc for rc, _ in found], [-wanted, 0], "how attempts ended")
     took = found[0][1]
-    expect(seconds <= took < seconds * 1.2 + 1 * SLOWNESS, f"the first one took {took} s")
+    # Those of 0, 5 and 30 seconds are to be told apart, on a machine with other work.
+    expect(seconds <= took < seconds + 4.5 * SLOWNESS, f"the first one took {took} s")
     equal(xprt_stats(at)["connect_count"] - before, 1, "connections that were made")
 
 
@@ -86,6 +87,6 @@ with shim(run), mounted("3", "noac") as at:
         found = attempts(events)
         say(f"{text.strip()}: {found}")
         expect(status, "it is mounted")
-        expect(found and all(rc == -errno.EPROTO and took < 6 * SLOWNESS for rc, took in found),
+        expect(found and all(rc == -errno.EPROTO and took < 10 * SLOWNESS for rc, took in found),
                "attempts ended otherwise")
 done()

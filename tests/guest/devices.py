@@ -148,6 +148,7 @@ def nodes_of(ends):
 
 if not os.path.exists(KO):
     with check("there is a module that makes a device smaller"):
+        expect(SLOWNESS > 1, f"{KO} is not there")
         raise Skip("tests/caps is not built for this kernel")
     done()
 # A server that has to ask mountd may end the connection if that takes long.
@@ -179,7 +180,7 @@ for caps, ends, words, devices in BAD:
             used = on(ends, "cat /sys/module/rpcrdma*/refcnt")
             with smaller(nodes, caps):
                 before = time.monotonic()
-                status, text = run("timeout", "-s", "KILL", "8", "mount", "-t", "nfs", "-o",
+                status, text = run("timeout", "-s", "KILL", str(15 * SLOWNESS), "mount", "-t", "nfs", "-o",
                                    options("4.2"), f"{SERVER}:{EXPORT}", "/mnt", ok=False, timeout=90)
                 said = log(ends).rpartition("rdma_caps: " + DEVICE)[2].partition("\n")[2]
                 say(f"{time.monotonic() - before:.0f} s, status {status}: {text.strip()}\n{said}")
@@ -194,7 +195,8 @@ ANY = "max_srq=0"
 FAIL = "/sys/module/rdma_caps/parameters/fail_"
 if wanted("fail_maps") and nodes_of("client"):
     with check("a region that cannot be mapped: the call fails with EIO, the next one does not"), \
-            smaller(["client"], ANY), server_folder("devices"), mounted("4.2") as at:
+            smaller(["client"], ANY), server_folder("devices"), mounted("3") as at:
+        # (A session of NFSv4 may repeat the call: row C58.)
         fd = os.open(f"{at}/devices/f", os.O_RDWR | os.O_CREAT | os.O_DIRECT)
         data = buffer(random_bytes(300001))
         try:
@@ -206,6 +208,7 @@ if wanted("fail_maps") and nodes_of("client"):
                     raise Failed("it went well")
                 except OSError as error:
                     equal(error.errno, errno.EIO, "errno")
+                equal(read(FAIL + "maps").strip(), "0", "mappings still to fail")
                 call()
             expect(os.pread(fd, 300001, 0) == data, "data differ")
         finally:

@@ -23,7 +23,7 @@ Event = collections.namedtuple("Event", "seconds name text")
 def parse(text):
     """Events of a trace, in their order."""
     names = (r"(?:xprtrdma|svcrdma|rpcrdma|probe)_\w+|xprt_transmit|xprt_lookup_rqst|"
-             r"xprt_disconnect_force|rpc_stats_latency|svc_send|cq_poll|swiotlb_bounced|(?:un)?map")
+             r"xprt_disconnect_force|rpc_stats_latency|svc_send|svc_xdr_recvfrom|cq_poll|swiotlb_bounced|(?:un)?map")
     found = re.findall(rf"(?m)^.*? (\d+\.\d+): ({names}): +(.*)$", text)
     return [Event(float(seconds), *rest) for seconds, *rest in found]
 
@@ -75,15 +75,22 @@ def traced(side, *more, only=None):
     events = []
     own = [f"rpcrdma/{name}" for name in only] if only else ["rpcrdma"]
     on = [f"{TRACING}/events/{e}/enable" for e in (*own, *more)]
-    shell(side, f"cd {TRACING}; echo 0 >tracing_on; echo >trace; echo 16384 >buffer_size_kb; "
-          + "; ".join(f"echo 1 >{f}" for f in on) + "; echo 1 >tracing_on")
+    enable = [f"echo 1 >{f}" for f in on]
+    if not only:
+        # The module may be one that is loaded in the body; all others have to be there.
+        enable[0] = f"[ ! -e {on[0]} ] || {enable[0]}"
+    shell(side, f"set -e; cd {TRACING}; echo 0 >tracing_on; echo >trace; echo 16384 >buffer_size_kb; "
+          + "; ".join(enable) + "; echo 1 >tracing_on")
     try:
         yield events
     finally:
         text = shell(side, f"cd {TRACING}; echo 0 >tracing_on; "
                      + "; ".join(f"echo 0 >{f}" for f in on)
-                     + "; cat trace; echo >trace; echo 1 >buffer_size_kb; echo 1 >tracing_on")
+                     + "; grep -H overrun per_cpu/*/stats; cat trace; "
+                     "echo >trace; echo 1 >buffer_size_kb; echo 1 >tracing_on")
         events += parse(text)
+    lost = re.findall(r"(?m)^per_cpu/.*overrun: [1-9]\d*$", text)
+    expect(not lost, f"events were lost: {lost}")
 
 
 @contextlib.contextmanager
@@ -93,6 +100,7 @@ def probes(side, *definitions):
     Their names begin with probe_. Functions of modules need to be there.
     """
     if not os.path.exists("/sys/kernel/btf/vmlinux"):
+        expect(SLOWNESS > 1, "the stock kernel knows its own types")
         raise Skip("the kernel does not know its own types")
     groups = {"p": "kprobes", "r": "kprobes", "f": "fprobes"}
     names = [re.match(r"([prf])\d*:(probe_\w+) ", d).groups() for d in definitions]
@@ -108,8 +116,23 @@ def probes(side, *definitions):
                               for kind, name in names))
 
 
-def log(side):
-    return [l for l in shell(side, "dmesg").splitlines() if " rpcrdma_rust: " in l]
+def log(side, mark=None):
+    """What the module has said, since the mark if one is given. (Lines may be gone: there is room for so many.)"""
+    text = shell(side, "dmesg")
+    if mark:
+        before, _, text = text.rpartition(mark)
+        expect(before or text, "the mark is not in the log any more")
+    return [l for l in text.splitlines() if " rpcrdma_rust: " in l]
+
+
+_marks = iter(range(1 << 30))
+
+
+def mark_log(side):
+    """A mark in the log, for log()."""
+    mark = f"test: mark {os.getpid()}.{next(_marks)}."
+    shell(side, f"echo '{mark}' >/dev/kmsg")
+    return mark
 
 
 for side in (run, on_server):

@@ -244,6 +244,7 @@ def each_place(side, work):
     """work(number) with each place failing once that was not tried before; the errors."""
     found = places_of(side, work)
     new = [place for place in found if place.key not in tried[side]]
+    expect(found, "no place was seen")
     if not (new or LONG):
         raise Skip(f"an allocation has failed at each of the {len(found)} places before")
     faults = {kind: Faults(side, kind) for kind in FAIL}

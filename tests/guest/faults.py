@@ -24,13 +24,17 @@ WHO = r"addr=10\.0\.0\.\d:\d+ "
 
 def refused():
     """A connection that is not accepted, or that ends before it was of use."""
+    before = server_connections()
     try:
         peer = Peer()
     except PyverbsError:
         return True
     try:
         good(peer)
-    except (Gone, Quiet, Failed):
+    except Gone:
+        return True
+    except Quiet:
+        is_closed(before)
         return True
     finally:
         peer.close()
@@ -40,6 +44,15 @@ def refused():
 def serves():
     with connection() as peer:
         good(peer)
+
+
+def unanswered(peer):
+    """The connection has ended, and nothing came before that."""
+    try:
+        data = peer.recv(0.5)
+    except (Gone, Quiet):
+        return
+    raise Failed(f"an answer: {data.hex()}")
 
 
 def last_send(peer, message):
@@ -98,6 +111,7 @@ def posting():
             fail(on_server, verb)
             last_send(peer, fixed(20, NOMSG) + lists([(0, rkey, 13, addr), (0, rkey, 27, addr + 13)]))
             is_closed(before)
+            unanswered(peer)
             equal(counts(on_server, verb)[1], 1, "calls that failed")
             peer.close()
             serves()
@@ -150,14 +164,14 @@ def posting():
     with check("Receives cannot be posted again: the connection ends"), \
             nothing_left(on_server, "what is in use"), \
             shows(on_server, {"svcrdma_rq_post_err": [WHO + "status=-12"]}):
-        peer = Peer()
+        before, peer = server_connections(), Peer()
         fail(on_server, "post_recv")
         try:
             for xid in range(40):
                 good(peer, xid)
             raise Failed("it goes on")
         except (Gone, Quiet):
-            pass
+            is_closed(before)
         peer.close()
         serves()
     with check("the device reports an error of the queue pair: the connection ends"), \
@@ -592,7 +606,7 @@ def bounced(at, vers):
             expect(set(errors) <= {errno.EIO, *([] if vers == "3" else [None])}, f"errors {errors}")
             expect(errno.EIO in errors, "there was no error")
         with check("no room to map a call's memory, for long: it waits, and somebody is told"):
-            before = len(log(run))
+            mark = mark_log(run)
             fail(run, "map", 0, -1)
             with concurrent.futures.ThreadPoolExecutor(1) as pool:
                 job = pool.submit(write_file, f"{at}/faults/small", small[::-1], direct=True)
@@ -600,7 +614,7 @@ def bounced(at, vers):
                     time.sleep(12)
                     expect(not job.done(), "it has ended")
                     expect(any("no room to map the memory of a call, which waits" in line
-                               for line in log(run)[before:]), "nobody was told")
+                               for line in log(run, mark)), "nobody was told")
                 finally:
                     fail(run, "map", 0, 0)
                 job.result()
@@ -627,6 +641,7 @@ def mapping():
                 fail(on_server, "map", skip)
                 last_send(peer, fixed(20, NOMSG) + lists([(0, rkey, 13, addr), (0, rkey, 27, addr + 13)]))
                 is_closed(before)
+                unanswered(peer)
                 peer.close()
                 serves()
             shown(events, {"svcrdma_dma_map_rw_err":

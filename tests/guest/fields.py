@@ -60,6 +60,20 @@ with mounted("3", "noac") as at:
         equal([seen[name] for name in ("slots", "least", "prot", "payload")], [128, 0, 6, 257 << 12],
               "slots, those that sunrpc has, protocol, payload")
 
+with check("a request is completed, and let go of, with the queue locked"), mounted("3", "noac") as at:
+    LOCK = "rq_xprt->queue_lock.rlock.raw_lock.locked:u8"
+    with probes(run, f"f:probe_complete xprt_complete_rqst locked=task->tk_rqstp->{LOCK}",
+                f"f:probe_unpin xprt_unpin_rqst locked=req->{LOCK}") as events:
+        for _ in range(20):
+            os.statvfs(at)
+        write_file(f"{at}/fields", random_bytes(1 << 16), direct=True)
+        read_file(f"{at}/fields", direct=True)
+    os.unlink(f"{at}/fields")
+    for name in ("probe_complete", "probe_unpin"):
+        texts = of(events, name)
+        expect(len(texts) > 20, f"{name} came {len(texts)} times")
+        equal({number(text, "locked") for text in texts}, {1}, f"lock at {name}")
+
 with check("five seconds for each step of finding the server"):
     equal(resolved("/mnt/b"), [5000, 5000], "milliseconds")
 

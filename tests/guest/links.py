@@ -103,6 +103,8 @@ class Work:
         on_server("sync")
         text = on_server(f"cd /run/payload/tests/guest && python3 links.py numbers {self.folder}/{name}")
         found = list(map(int, text.split()))
+        # Block n is at place n modulo BLOCKS: nothing was at the first place before all others were full.
+        expect(len(found) >= min(last + 1, BLOCKS), f"{name}: {len(found)} blocks of {last} that were written")
         for place, number in enumerate(found):
             wanted = last - (last - place) % BLOCKS
             if wanted > 0:
@@ -116,8 +118,8 @@ class Work:
                  "the workers go on")
         return max(each.more(begun) for each in self.workers) - begun
 
-    def through(self, name, disturb, limit=120):
-        """Disturb, and tell how long it took until all was well again."""
+    def through(self, name, disturb, limit=120, ends=False):
+        """Disturb, and tell how long it took until all was well again. Does it end the connection?"""
         self.goes_on()
         before, begun = xprt_stats(self.at_mount())["connect_count"], time.monotonic()
         disturb()
@@ -127,6 +129,7 @@ class Work:
         made = xprt_stats(self.at_mount())["connect_count"] - before
         say(f"RECOVERY {name}: disturbed for {ended - begun:.1f} s, whole again after {took:.1f} s, "
             f"longest silence {silence:.1f} s, connections {made}")
+        expect(made or not ends, "the connection was never lost")
         return took
 
     def at_mount(self):
@@ -168,10 +171,19 @@ def lost_packets():
     return [json.loads(do("tc -s -j qdisc show dev $NETDEV root"))[0]["drops"] for do in (on_server, on_client)]
 
 
+def disordered():
+    """How many packets came out of order, as each end's device or its TCP tells."""
+    if RDMA == "siw":
+        command = "nstat -asz TcpExtTCPOFOQueue | awk '/^Tcp/ { print $2 }'"
+    else:
+        command = f"cat /sys/class/infiniband/{RDMA}0/ports/1/hw_counters/{{out_of_seq_request,rcvd_seq_err}}"
+    return sum(sum(map(int, do(command).split())) for do in (on_server, on_client))
+
+
 def netem(what, seconds):
     """Both directions of the network are bad."""
     def disturb():
-        before = lost_packets()
+        before, order = lost_packets(), disordered()
         for do in (on_server, on_client):
             do(f"tc qdisc change dev $NETDEV root netem limit 10000 {what}")
         time.sleep(seconds)
@@ -180,6 +192,9 @@ def netem(what, seconds):
         lost = [new - old for new, old in zip(lost_packets(), before)]
         say(f"packets lost by the server, and by the client: {lost}")
         expect(all(lost) or "loss" not in what, f"packets lost: {lost}")
+        late = disordered() - order
+        say(f"packets out of order: {late}")
+        expect(late or "reorder" not in what, "no packet came out of order")
     return disturb
 
 
@@ -209,7 +224,8 @@ def deaf(seconds):
 def restart():
     """nfsd ends, and its module is loaded anew."""
     on_server("nfsd-down; m=$(lsmod | grep -o '^rpcrdma[^ ]*'); "
-              "for n in $(seq 100); do rmmod $m && break; sleep 0.1; done; load-transport; nfsd-up")
+              "for n in $(seq 100); do rmmod $m && break; sleep 0.1; done; test ! -e /sys/module/$m; gone=$?; "
+              "load-transport && nfsd-up && exit $gone")
 
 
 # Name, what happens, how long until work goes on at most, and whether it is in the short form.
@@ -231,7 +247,7 @@ for vers in ("3", "4.2") if LONG else ("4.2",):
         if ONLY in name and (short or LONG):
             with check(f"v{vers}: {name}", 240), server_folder("links") as folder, queues(), \
                     mounted(vers) as at, Work(f"{at}/links", folder) as work:
-                work.through(f"v{vers} {name}", disturb, limit)
+                work.through(f"v{vers} {name}", disturb, limit, disturb is restart)
 
 
 def boot():
@@ -250,7 +266,7 @@ def rebooted(vers):
               "rw,sync,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'; }")
     # Writes through the page cache may sleep as long as the machine boots.
     with patient(600), mounted(vers, export="/export/disk") as at, Work(f"{at}/links", "/export/disk/links") as work:
-        work.through(f"v{vers} server reboots", boot, 150)
+        work.through(f"v{vers} server reboots", boot, 150, True)
 
 
 for vers in ("3", "4.2") if LONG else ("4.2",):

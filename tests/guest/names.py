@@ -30,7 +30,7 @@ with server_folder("many") as folder:
     names = {f"file-{n:04}-{'x' * (n % 50)}" for n in range(FILES)}
     on_server(f"cd {folder} && for n in $(seq 0 {FILES - 1}); do printf '%s\\n' $n; done | python3 -c '"
               "import sys\n"
-              "for n in map(int, sys.stdin): open(\"file-%04d-\" % n + \"x\" * (n % 50), \"w\")'")
+              "for n in map(int, sys.stdin): open(\"file-%04d-\" % n + \"x\" * (n % 50), \"w\").write(\"y\" * (n % 70))'")
     for vers in VERSIONS:
         with check(f"v{vers}: directory of {FILES} files"), mounted(vers) as at:
             before = xprt_stats(at)
@@ -40,8 +40,9 @@ with server_folder("many") as folder:
             counted(at, before, "reply_chunk_count")
         with check(f"v{vers}: directory of {FILES} files with attributes"), mounted(vers) as at:
             with os.scandir(f"{at}/many") as entries:
-                sizes = [e.stat().st_size for e in entries]
-            equal(sizes, [0] * FILES, "sizes")
+                sizes = {e.name: e.stat().st_size for e in entries}
+            equal(len(sizes), FILES, "entries")
+            equal([name for name in names if sizes[name] != int(name[5:9]) % 70], [], "files of another size")
 
 with server_folder("long") as folder:
     for vers in VERSIONS:

@@ -233,7 +233,7 @@ def refused():
 
 
 with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
-        server_folder("nets"), namespaces(1) as (net,), patient(600):
+        server_folder("nets") as folder, namespaces(1) as (net,), patient(600):
     unlike("client", "the C transport ends such attempts otherwise (C108c in decisions.md)")
     run("rm", "-f", "/tmp/enough")
     logs, jobs = [f"/tmp/writer-{vers}" for vers in ("3", "4.2")], []
@@ -265,6 +265,10 @@ with check("the server of mounts from a namespace is silent for a minute: nothin
         write("/tmp/enough", "")
         for job, name in zip(jobs, logs):
             equal(job.wait(60 * SLOWNESS), 0, f"exit of a writer that said {read(name)[-300:]}")
+        for vers, count in zip(("3", "4.2"), rounds()):
+            # Round n has written all of block n modulo 64.
+            wanted = b"".join(b"%08d" % max(range(place, count, 64)) * 8192 for place in range(min(count, 64)))
+            equal(server_sums(folder)[vers], sha(wanted), f"sum of what v{vers} wrote in {count} rounds")
     finally:
         for job in jobs:
             with contextlib.suppress(ProcessLookupError):

@@ -83,9 +83,9 @@ ADD = f"rdma link add {RDMA}0 type {RDMA} netdev $NETDEV"
 @contextlib.contextmanager
 def told(*wanted):
     """The server's module says in the body what these patterns match."""
-    before = len(log(on_server))
+    mark = mark_log(on_server)
     yield
-    said = "\n".join(log(on_server)[before:])
+    said = "\n".join(log(on_server, mark))
     for pattern in wanted if FLAVOURS["server"] == "rust" else ():
         expect(re.search(pattern, said), f"no {pattern!r} in {said}")
 

@@ -111,7 +111,8 @@ with server_folder("poison") as folder:
                 with standing(jobs):
                     for job in jobs:
                         job.send_signal(signal.SIGKILL)
-                    time.sleep(0.3)
+                    # What goes through the page cache stays until it was read.
+                    wait_for(lambda: all(job.poll() is not None for job in jobs[:2]), 30, "direct readers are gone")
                     whole = ballast()
                 time.sleep(0.5)
                 ended(jobs)

@@ -339,6 +339,7 @@ class Proxy(threading.Thread):
         self.nfsd, self.receive, self.private = nfsd, 4096, private_data()
         self.spoilers, self.requests, self.seen, self.errors = [], [], [], []
         self.holding, self.accepted, self.connection, self.ending = False, 0, None, False
+        self.established = 0
         self.orders, self.answers, self.grants, self.credits = [], [], set(), 64
         self.context = Context(name=device)
         with open(f"/sys/class/infiniband/{device}/node_type") as f:
@@ -393,6 +394,7 @@ class Proxy(threading.Thread):
             self.requested(child, private)
             return
         event.ack_cm_event()
+        self.established += kind == ce.RDMA_CM_EVENT_ESTABLISHED
         if kind == ce.RDMA_CM_EVENT_DISCONNECTED and self.connection:
             self.connection.disconnect()
 

@@ -53,6 +53,8 @@ def at_work(at, folder):
     stats, seen = xprt_stats(at), [now - then for then, now in zip(before, watched())]
     say(f"{stats['sends'] - ops} calls, {stats['connect_count'] - begun} new connections, "
         f"{' and '.join(map(str, seen))} accesses were watched")
+    expect(stats["connect_count"] > begun, "no connection has ended")
+    expect(stats["sends"] > ops + 100, "hardly any calls were made")
     expect(min(seen) > 5000, "few accesses were watched")
 
 

@@ -33,7 +33,7 @@ def copied(at, name):
 
 
 # Receive and send buffers of a connection with 128 slots (Documentation/architecture.md).
-RING = 192 + 166
+RINGS = [192, 166]
 
 
 def buffers(events, size):
@@ -73,17 +73,18 @@ with server_folder("reconnect"):
     with check("twenty connections in a row: none has its message buffers made anew", 400):
         # A size that nothing else has, so that these are seen among all that is allocated; and so many
         # that the mount alone, which has to make them, shows that they are.
-        size, names = 3072, ("rdma_max_inline_read", "rdma_max_inline_write")
-        before = {name: read(f"/proc/sys/sunrpc/{name}") for name in names}
+        sizes = {"rdma_max_inline_read": 3072, "rdma_max_inline_write": 2048}
+        before = {name: read(f"/proc/sys/sunrpc/{name}") for name in sizes}
         probe = "p:probe_buffer krealloc_node_align_noprof old=%di:u64 size=%si:u64"
         try:
-            for name in names:
+            for name, size in sizes.items():
                 write(f"/proc/sys/sunrpc/{name}", f"{size}\n")
             with contextlib.ExitStack() as stack:
                 with probes(run, probe) as events:
                     at = stack.enter_context(mounted("3", "noac"))
                     copied(at, "first")
-                equal(buffers(events, size), RING, "buffers of the first connection")
+                equal([buffers(events, size) for size in sizes.values()], RINGS,
+                      "buffers of the first connection, to receive into and to send from")
                 with probes(run, probe) as events:
                     for turn in range(20):
                         with server_away():
@@ -91,8 +92,9 @@ with server_folder("reconnect"):
                         copied(at, "again")
                 made = [t for t in of(events, "xprtrdma_inline_thresh")]
                 equal(len(made), 20, "connections")
-                expect(all(f"neg send/recv={size}/{size}," in t for t in made), made[0])
-                equal(buffers(events, size), 0, "buffers made for the 20 connections that followed")
+                expect(all("neg send/recv=2048/3072," in t for t in made), made[0])
+                equal([buffers(events, size) for size in sizes.values()], [0, 0],
+                      "buffers made for the 20 connections that followed")
         finally:
             for name, value in before.items():
                 write(f"/proc/sys/sunrpc/{name}", value)

@@ -70,7 +70,8 @@ def through(vers, direct, disturb, limit, breaks=True):
 
     Returns how many connections were made.
     """
-    with server_folder("r") as folder, mounted(vers) as at:
+    # Who writes through the page cache sleeps for as long as the server is away, and somewhat longer.
+    with patient(150), server_folder("r") as folder, mounted(vers) as at:
         before = xprt_stats(at)["connect_count"]
         copier = Copy(f"{at}/r/f", direct)
         wait_for(lambda: copier.done() > SIZE // 8 or copier.over(), 60, "an eighth copied")
@@ -144,9 +145,11 @@ for vers in ("3", "4.2"):
             server_folder("k") as folder, mounted(vers) as at:
         write_file(f"{at}/k/r", DATA[:16 << 20], direct=True)
         for turn in range(10):
+            sent = xprt_stats(at)["sends"]
             jobs = [subprocess.Popen(["python3", "-SE", "-c", BUSY, f"{at}/k/{mode}", mode])
                     for mode in "rw"]
-            time.sleep(1 + random.random())
+            wait_for(lambda: xprt_stats(at)["sends"] > sent + 20, 30, "they read and write")
+            time.sleep(random.random())
             for job in jobs:
                 expect(job.poll() is None, "direct I/O failed by itself")
                 job.send_signal(signal.SIGKILL)
@@ -155,13 +158,15 @@ for vers in ("3", "4.2"):
         expect(read_file(f"{at}/k/r", direct=True) == DATA[:16 << 20], "data differ afterwards")
 
 with check("kill -9 of direct I/O while the server is gone", 240), mounted("4.2") as at:
+    sent = xprt_stats(at)["sends"]
     job = subprocess.Popen(["python3", "-SE", "-c", BUSY, f"{at}/k", "w"])
-    time.sleep(2)
+    wait_for(lambda: xprt_stats(at)["sends"] > sent + 20, 30, "it writes")
     on_server("nfsd-down")
     time.sleep(2)
+    expect(job.poll() is None, "direct I/O ended by itself")
     job.send_signal(signal.SIGKILL)
     try:
-        job.wait(30 * SLOWNESS)
+        equal(job.wait(30 * SLOWNESS), -signal.SIGKILL, "exit of the killed job")
     finally:
         on_server("nfsd-up")
     write_file(f"{at}/k", b"after", direct=True)

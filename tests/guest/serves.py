@@ -140,6 +140,9 @@ with check("the server invalidates the one region of a READ"), trusting():
     chunks, needed = remote(65536)
     expect(chunks >= 10, f"{chunks} Write chunks")
     equal(needed, 0, "regions left for the client to invalidate")
+with check("a READ of a megabyte takes one region of the client, as a small one does"):
+    unlike("client", "the C module's regions are as large as a piece of memory list of the device (X12)")
+    equal(remote(1 << 20)[0], remote(65536)[0], "regions of ten READs of a megabyte, and of 64 KiB")
 with check("a client that does not trust the server invalidates it too, as the device is software"):
     if not os.path.exists(TRUST):
         raise Skip("the C module trusts it")

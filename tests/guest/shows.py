@@ -95,6 +95,14 @@ with server_folder("stats") as folder:
         expect(stats["sends"] > zero["sends"], "sends did not grow")
         expect(stats["total_rdma_request"] >= 1 << 20, "total_rdma_request below what was read")
         expect(stats["total_rdma_reply"] >= 1 << 20, "total_rdma_reply below what was read")
+    with check("mountstats: each transport counts its own"), mounted("3") as at, mounted("4.2", at="/mnt/b") as other:
+        counted = ("read_chunk_count", "write_chunk_count", "total_rdma_request", "total_rdma_reply", "pullup_copy_count")
+        before, idle = xprt_stats(at), xprt_stats(other)
+        write_file(f"{at}/stats/f", data, direct=True)
+        read_file(f"{at}/stats/f", direct=True)
+        after, still = xprt_stats(at), xprt_stats(other)
+        equal([name for name in counted[:4] if after[name] == before[name]], [], "what did not grow")
+        equal([name for name in counted if still[name] != idle[name]], [], "what grew elsewhere")
     with check("mountstats and nfsiostat of nfs-utils know what that means"), mounted("4.2") as at:
         write_file(f"{at}/stats/f", data, direct=True)
         read_file(f"{at}/stats/f", direct=True)

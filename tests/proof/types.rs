@@ -77,6 +77,12 @@ fn header_out_of_order(buf: &mut [u8]) {
         let _ = writer.no_reply_chunk(); //~ E0599
     }
 }
+fn header_in_order(buf: &mut [u8]) -> Result<usize, wire::WireError> {
+    HeaderWriter::new(buf, 1, 1, wire::Proc::Msg)?
+        .end_reads()?
+        .end_writes()?
+        .no_reply_chunk()
+}
 
 // A call without the check of its length (rows 5, 24 to 27, 30): there is no other way to the parts.
 fn raw_segments(segments: wire::Segments<'_>) -> &[u8] {
@@ -84,8 +90,8 @@ fn raw_segments(segments: wire::Segments<'_>) -> &[u8] {
 }
 
 // A server's operation is made without a place in the send queue (rows 33, 34).
-fn bare_operation<S: Service>(pages: crate::rt::pagevec::PageVec) -> crate::ib::Reply<'static, S> {
-    pages //~ E0308
+fn bare_operation<S: Service>(old: crate::ib::Reply<'_, S>) -> crate::ib::Reply<'_, S> {
+    crate::ib::Reply { ..old } //~ E0451
 }
 
 // A connection is said to be quiet by a copy of an older proof.

@@ -74,6 +74,8 @@ struct Posted {
 struct Facts {
     asked: KVec<Asked>,
     sends: KVec<Posted>,
+    /// How often work requests were posted to the send queue, however many at a time.
+    posts: usize,
     receives: KVec<Posted>,
     /// Completions that nobody has polled.
     done: KVec<(*mut bindings::ib_cq, bindings::ib_wc)>,
@@ -175,6 +177,7 @@ impl Fake {
                 facts <- new_spinlock!(Facts {
                     asked: KVec::with_capacity(MANY, GFP_KERNEL)?,
                     sends: KVec::with_capacity(MANY, GFP_KERNEL)?,
+                    posts: 0,
                     receives: KVec::with_capacity(MANY, GFP_KERNEL)?,
                     done: KVec::with_capacity(MANY, GFP_KERNEL)?,
                     qp: core::ptr::null_mut(),
@@ -250,6 +253,11 @@ impl Fake {
     /// Work requests in the send queue.
     pub(crate) fn sends(&self) -> usize {
         self.state.facts.lock().sends.len()
+    }
+
+    /// How often work requests were posted to the send queue since this was asked last: chains.
+    pub(crate) fn posts(&self) -> usize {
+        core::mem::take(&mut self.state.facts.lock().posts)
     }
 
     /// How the message that was sent last begins.

@@ -62,6 +62,7 @@ use kernel::{
             spinlock::SpinLockBackend,
             Lock, //
         },
+        rcu,
         Arc, //
     },
     types::Opaque, //
@@ -139,8 +140,9 @@ impl Drop for Claim {
 ///
 /// # Safety
 ///
-/// sunrpc calls it for a server transport of type `T`, which its caller has a reference to.
-unsafe extern "C" fn setup<T: ServerTransport>(
+/// sunrpc calls it for a server transport of type `T`. Its caller has a reference to that if he says what the source
+/// address is, as nfsd does.
+pub(super) unsafe extern "C" fn setup<T: ServerTransport>(
     args: *mut bindings::xprt_create,
 ) -> *mut bindings::rpc_xprt {
     // SAFETY: sunrpc passes valid arguments.
@@ -152,13 +154,18 @@ unsafe extern "C" fn setup<T: ServerTransport>(
 
 /// # Safety
 ///
-/// The pointers in `args` are valid; `bc_xprt` is a server transport of type `T`, or null.
+/// The pointers in `args` are valid; `bc_xprt` is null, or, with a source address, a server transport of type `T`.
 unsafe fn create<T: ServerTransport>(
     args: &bindings::xprt_create,
 ) -> Result<*mut bindings::rpc_xprt> {
     // SAFETY: By the contract of this function the address has that length.
     let addr = unsafe { SockAddr::copy_from(args.dstaddr, args.addrlen) }.ok_or(EBADF)?;
     let svc = NonNull::new(args.bc_xprt).ok_or(EINVAL)?;
+    if args.srcaddr.is_null() {
+        // Who adds a transport by sysfs, and has no reference to the server's: that may be gone. (No reply would find
+        // its way to such a transport, either.)
+        return Err(err::eopnotsupp());
+    }
     let module = ModuleRef::try_get().ok_or(EIO)?;
     // Row X65 is the class's part.
     // SAFETY: The namespace is valid.
@@ -188,21 +195,23 @@ unsafe fn create<T: ServerTransport>(
         let list = (&raw const (*svc.as_ptr()).xpt_bc_xps).read_volatile();
         (&SvcXprt::<T>::from_raw(svc.as_ptr()).core, !list.is_null())
     };
-    let claim = match Claim::new(&core.bc, raw) {
-        Ok(claim) => Some(claim),
-        // Another client wants callbacks on this connection before the first one has made a call. It uses the list
-        // of transports that there is, with the one that has the claim: this one is for its name only.
-        // SAFETY: When sunrpc has completed a transport, it gives the server's one a list that keeps it. It is the one
-        // that has the claim, since nobody else has come by it since then.
-        Err(other) if completed && !unsafe { is_address_of(args.dstaddr, other) } => {
-            // SAFETY: As above.
-            unsafe { publish(other) };
-            None
+    let claim = {
+        // Who has the claim drops it before it is freed, which waits for this.
+        let _rcu = rcu::read_lock();
+        match Claim::new(&core.bc, raw) {
+            Ok(claim) => Ok(Some(claim)),
+            // Another client wants callbacks on this connection before the first one has made a call. It uses the list
+            // of transports that there is, with the one that has the claim: this one is for its name only.
+            Err(other) if completed => {
+                // SAFETY: The server's transport stays, by the contract of this function, and the other one's memory;
+                // whether that is still in use is looked at there.
+                unsafe { publish(other) };
+                Ok(None)
+            }
+            // Two want them at the same time, which fails for one of them until it asks again.
+            Err(_) => Err(EAGAIN),
         }
-        // Two want them at the same time, which fails for one of them until it asks again. Or somebody wants to add
-        // a transport to the list, to which no reply would find its way.
-        Err(_) => return Err(EAGAIN),
-    };
+    }?;
     // SAFETY: The memory is for this, and not initialised.
     unsafe {
         (&raw mut (*raw.cast::<BcXprt>()).claim).write(claim);
@@ -224,28 +233,19 @@ unsafe extern "C" fn alloc_slot(raw: *mut bindings::rpc_xprt, task: *mut binding
     }
 }
 
-/// Whether an address is the one in a transport, not a copy of it.
-///
-/// # Safety
-///
-/// `raw` is a transport that stays for the call.
-unsafe fn is_address_of(addr: *const bindings::sockaddr, raw: *mut bindings::rpc_xprt) -> bool {
-    // SAFETY: By the contract of this function; this only computes an address.
-    core::ptr::addr_eq(addr, unsafe { &raw const (*raw).addr })
-}
-
 /// Makes a transport that sunrpc has completed known to the server's, which gets a reference, if it does not know it.
 ///
 /// # Safety
 ///
-/// `raw` was made by [`setup`]. The caller has a reference to it, and to the server's transport.
+/// `raw` was made by [`setup`]. Its memory stays for the call, and the caller has a reference to the server's transport.
 unsafe fn publish(raw: *mut bindings::rpc_xprt) {
     // SAFETY: By the contract of this function. The field is changed here alone.
     let known = unsafe { Atomic::from_ptr(&raw mut (*(*raw).bc_xprt).xpt_bc_xprt) };
     if !known.load(Relaxed).is_null() {
         return;
     }
-    // SAFETY: The caller has a reference, so that what is put is not the last one.
+    // SAFETY: As above. What is put is not the last reference: the server's transport has one, which somebody else
+    // has just given it.
     unsafe {
         if bindings::xprt_get(raw).is_null() {
             return;

@@ -3,6 +3,7 @@
 //! A server transport and a request for tests: no service has them.
 
 use super::{
+    bc,
     class::{
         self,
         Newborn, //
@@ -45,6 +46,23 @@ impl<T: ServerTransport> TrialXprt<T> {
 
     pub(crate) fn handle(&self) -> SvcHandle {
         self.0.xprt().handle()
+    }
+
+    /// What somebody gets who wants a transport for callbacks over one that may be gone, as he has no reference to
+    /// it: who writes to `add_xprt` in sysfs.
+    pub(crate) fn callbacks_without_reference() -> Result {
+        let mut addr: bindings::sockaddr_in = pin_init::zeroed();
+        // CAST: 16 bits.
+        addr.sin_family = bindings::AF_INET as u16;
+        let mut args: bindings::xprt_create = pin_init::zeroed();
+        args.net = &raw mut bindings::init_net;
+        args.dstaddr = (&raw mut addr).cast();
+        args.addrlen = size_of_val(&addr);
+        // Nothing is there.
+        args.bc_xprt = NonNull::dangling().as_ptr();
+        // SAFETY: The arguments are valid, but for what must not be looked at.
+        let raw = unsafe { bc::setup::<T>(&mut args) };
+        kernel::error::from_err_ptr(raw).map(|_| ())
     }
 
     /// The transport of this connection. Once.
@@ -158,6 +176,11 @@ impl TrialRqst {
     /// Pages that were taken out of the request.
     pub(crate) fn taken(&self) -> usize {
         self.call.iter().filter(|page| page.is_null()).count()
+    }
+
+    /// The same of the pages for the reply.
+    pub(crate) fn taken_of_reply(&self) -> usize {
+        self.reply.iter().filter(|page| page.is_null()).count()
     }
 
     /// The call: what is in its head, in its pages, and in its tail.

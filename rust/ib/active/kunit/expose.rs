@@ -97,7 +97,10 @@ mod tests {
     fn regions_are_registered_before_their_message() -> Result {
         let (fake, seen, alive, mut conn) = trial()?;
         fake.asked()?;
+        fake.posts();
         let keys = send_set(&mut conn, &seen, &alive)?;
+        // All in one chain.
+        assert_eq!(fake.posts(), 1);
         let asked = fake.asked()?;
         assert_eq!(asked.len(), TWO + 1);
         for key in &keys {

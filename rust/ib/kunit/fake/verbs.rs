@@ -382,6 +382,7 @@ unsafe extern "C" fn post_send(
 ) -> c_int {
     // SAFETY: See above.
     let mut facts = unsafe { facts((*qp).device) }.lock();
+    facts.posts = facts.posts.saturating_add(1);
     // SAFETY: See above: a chain of valid work requests.
     let ret = unsafe {
         post(&mut facts, first, bad, |facts, wr| {

@@ -49,7 +49,9 @@ mod tests {
         let (fake, seen, alive, conn) = server()?;
         let depth = conn.limits().send_wr;
         assert_eq!(room(&conn), depth);
+        fake.posts();
         assert!(!reply(&conn, &alive, 3)?.post(16, Some(KEY))?);
+        assert_eq!(fake.posts(), 1);
         assert_eq!(room(&conn), depth - 4);
         let write = Asked::Write(KEY, PAGE);
         // The Send comes last: what was written is there when the peer has the reply.
@@ -57,6 +59,7 @@ mod tests {
         let (pages, _) = pages(5)?;
         assert!(!post_read(&conn, &alive, pages, 1)?);
         assert!(fake.asked()?.as_slice() == [Asked::Read(KEY, 4 * PAGE), Asked::Read(KEY, PAGE)]);
+        assert_eq!(fake.posts(), 1);
         assert_eq!(room(&conn), depth - 6);
         // A part of a chain is nothing.
         fake.complete(3, OK);
