@@ -176,7 +176,7 @@ def disordered():
     if RDMA == "siw":
         command = "nstat -asz TcpExtTCPOFOQueue | awk '/^Tcp/ { print $2 }'"
     else:
-        command = f"cat /sys/class/infiniband/{RDMA}0/ports/1/hw_counters/{{out_of_seq_request,rcvd_seq_err}}"
+        command = f"cd /sys/class/infiniband/{RDMA}0/ports/1/hw_counters && cat out_of_seq_request rcvd_seq_err"
     return sum(sum(map(int, do(command).split())) for do in (on_server, on_client))
 
 
