@@ -527,8 +527,8 @@ def overflow():
             run("chrt", "--other", "--pid", "0", service)
         if FLAVOURS["client"] == "rust":
             said = "\n".join(log(run, mark))
-            expect(f"[{OWN}]" in said or OWN in said, f"nobody is named: {said}")
-            expect("callback overflow: the server exceeds its credits" in said, f"the log has: {said}")
+            expect(re.search(rf"server {OWN}:\d+ by device \S+: callback overflow: the server exceeds its credits", said),
+                   f"the log has: {said}")
         fetch(700)
         equal(proxy.errors, [], "errors of the server's thread")
 
