@@ -527,6 +527,8 @@ with check("twenty connections that end without a word"):
 
 # sunrpc keeps 64 connections of peers that it knows nothing of, and closes the oldest for the next one.
 with check("more connections of peers that nobody knows than sunrpc keeps", 200):
+    if RDMA == "siw":
+        raise Skip("the test's machine makes no more than 24 there (ENOSPC)")
     crowd = [subprocess.Popen([sys.executable, "-c", "from peer import *\n"
                                "kept = [Peer(receives=1) for _ in range(40)]\n"
                                "print('made', flush=True)\n"
