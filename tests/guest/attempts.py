@@ -54,7 +54,7 @@ def ends(at, instead, wanted, seconds):
     say(", ".join(f"{rc} after {took:.2f} s" for rc, took in found))
     equal([rc for rc, _ in found], [-wanted, 0], "how attempts ended")
     took = found[0][1]
-    # Those of 0, 5 and 30 seconds are to be told apart, on a machine with other work.
+    # Those of 0, 5 and 30 seconds are to be told apart (on the stock kernel), on a machine with other work.
     expect(seconds <= took < seconds + 4.5 * SLOWNESS, f"the first one took {took} s")
     equal(xprt_stats(at)["connect_count"] - before, 1, "connections that were made")
 

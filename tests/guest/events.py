@@ -120,8 +120,8 @@ def log(side, mark=None):
     """What the module has said, since the mark if one is given. (Lines may be gone: there is room for so many.)"""
     text = shell(side, "dmesg")
     if mark:
-        before, _, text = text.rpartition(mark)
-        expect(before or text, "the mark is not in the log any more")
+        _, found, text = text.rpartition(mark)
+        expect(found, "the mark is not in the log any more")
     return [l for l in text.splitlines() if " rpcrdma_rust: " in l]
 
 

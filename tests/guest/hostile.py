@@ -282,6 +282,18 @@ def keys():
                 honest()
 
 
+@contextlib.contextmanager
+def holding():
+    """In the body the server has calls, which are in proxy.seen, and passes them on at its end."""
+    proxy.holding = True
+    proxy.seen.clear()
+    try:
+        yield
+    finally:
+        proxy.holding = False
+        proxy.release()
+
+
 def credits():
     """Grants that make no sense, and calls beyond them."""
     def nothing(connection, call):
@@ -299,35 +311,25 @@ def credits():
             stat_fs()
             if spoiler == nothing:
                 wait_for(lambda: xprt_stats(AT)["bad_xids"] > unknown, 10, "the reply to nothing is seen")
-            proxy.holding = True
-            proxy.seen.clear()
-            try:
+            with holding():
                 calls = [pool.submit(stat_fs) for _ in range(150)]
                 wait_for(lambda: len(proxy.seen) >= low, 30, f"{low} calls at once")
                 # More than may come would come now.
                 time.sleep(2)
                 count = len(proxy.seen)
-            finally:
-                proxy.holding = False
-                proxy.release()
             for call in calls:
                 call.result(60 * SLOWNESS)
             expect(low <= count <= high, f"{count} calls at once")
             honest()
 
     with check("a new connection has one call, until the first reply grants more"):
-        proxy.holding = True
-        proxy.seen.clear()
-        try:
+        with holding():
             calls = [pool.submit(stat_fs) for _ in range(8)]
             wait_for(lambda: len(proxy.seen) >= 8, 30, "eight calls at once")
             proxy.order(lambda: (proxy.connection.disconnect(), proxy.seen.clear()))
             wait_for(lambda: proxy.seen, 30, "a call by the next connection")
             time.sleep(2)
             equal(len(proxy.seen), 1, "calls that the server has")
-        finally:
-            proxy.holding = False
-            proxy.release()
         for call in calls:
             call.result(60 * SLOWNESS)
         honest()
@@ -335,9 +337,7 @@ def credits():
     with check("replies to XIDs near by, while calls wait for credits"):
         proxy.spoil(FSSTAT, changes(credits=0))
         stat_fs()
-        proxy.holding = True
-        proxy.seen.clear()
-        try:
+        with holding():
             calls = [pool.submit(stat_fs) for _ in range(8)]
             wait_for(lambda: proxy.seen, 10, "a call")
             time.sleep(2)
@@ -352,9 +352,6 @@ def credits():
                 header(xid) + bytes(12) + words(xid, 1, 0, 0, 0, 0, 10004)) for xid in xids])
             wait_for(lambda: xprt_stats(AT)["connect_count"] > old["connect_count"], 30,
                      "another connection")
-        finally:
-            proxy.holding = False
-            proxy.release()
         # Calls that wait have XIDs already. One that was not sent has no reply.
         failed = sum(call.exception(60 * SLOWNESS) is not None for call in calls)
         unknown = xprt_stats(AT)["bad_xids"] - old["bad_xids"]

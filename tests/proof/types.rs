@@ -61,7 +61,7 @@ fn double_message(msg: &RxMsg<Endpoint>) -> RxMsg<Endpoint> {
     msg.clone() //~ E0308
 }
 
-// Something that may not be there is used as if it was (rows 18, 19).
+// Something that may not be there is used as if it was (row 19).
 fn buffer_that_may_be_missing(conn: &mut Conn<Endpoint>) {
     let _ = conn.reserve().send(1); //~ E0599
 }
