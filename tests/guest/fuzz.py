@@ -453,24 +453,22 @@ with check("a server with files"):
 
 with check("messages from a recording, changed by chance", limit=7000 if LONG else 600):
     total, begun = 0, time.monotonic()
-    try:
-        while total < args.count and time.monotonic() - begun < args.seconds:
-            sent = run_.go(min(EVERY, args.count - total))
-            total += sent
-            look_after()
-            seconds = time.monotonic() - begun
-            say(f"seed {args.seed}: {total} messages, {total / seconds:.0f} per second, {counts['connections']} "
-                "connections")
-            if not sent:
-                break
-        run_.end()
+    while total < args.count and time.monotonic() - begun < args.seconds:
+        sent = run_.go(min(EVERY, args.count - total))
+        total += sent
         look_after()
-    except BaseException:
-        run_.end()
-        raise
+        seconds = time.monotonic() - begun
+        say(f"seed {args.seed}: {total} messages, {total / seconds:.0f} per second, {counts['connections']} "
+            "connections")
+        if not sent:
+            break
+    run_.end()
+    look_after()
     say(", ".join(f"{value} {key}" for key, value in sorted(counts.items())))
     if not args.replay:
         expect(counts["replies"] > total / 10 and counts["errors"] > total / 20, "there are too few answers")
+# If that failed: when what was sent is saved.
+run_.end()
 
 if not args.replay:
     with check("the last connections once more, as --replay has them"):
