@@ -66,9 +66,13 @@ pub(super) fn receive(
             if late {
                 endpoint.xprt.note_traffic();
             }
+            let pad_is_gone = proof.as_ref().is_some_and(RemoteInvalidated::is_pad);
             let broken = proof.is_some_and(|proof| !late && !proof.is_idle());
             if broken || (matches!(nobody, Nobody::Stray) && endpoint.stray()) {
                 violation(endpoint);
+            } else if pad_is_gone {
+                // It was a key of the call, too: another connection has another one.
+                endpoint.xprt.force_disconnect();
             }
             return;
         }

@@ -22,6 +22,8 @@ pub(crate) enum Lost {
     AddressChange,
     /// A work request failed with this status.
     CompletionError(u32),
+    /// The device has told twice that a Receive is complete.
+    CompletedTwice,
     /// A work request could not be posted.
     PostFailed,
     /// A region could not be invalidated.
@@ -43,6 +45,7 @@ impl fmt::Display for Lost {
                 let text = unsafe { cstr::from_c(bindings::ib_wc_status_msg(status)) };
                 return f.write_fmt(fmt!("a work request failed: {text} ({status})"));
             }
+            Self::CompletedTwice => "the device has told twice of a message",
             Self::PostFailed => "a work request could not be posted",
             Self::InvalidateFailed => "memory could not be invalidated",
             Self::QueueError => "the device reports an error of the queue pair",

@@ -528,6 +528,14 @@ mod tests {
     }
 
     #[test]
+    fn who_comes_when_a_connection_ends_is_not_counted() -> Result {
+        let (_fake, xprt, _rqst, conn) = trial()?;
+        xprt.set_conn(conn);
+        assert_eq!(xprt.late_user(), (false, 0));
+        Ok(())
+    }
+
+    #[test]
     fn connection_whose_device_goes_first_ends_when_it_is_told_of() -> Result {
         let (fake, xprt, _rqst, conn) = trial()?;
         xprt.handle().close_now();

@@ -753,6 +753,25 @@ def given_up():
                 honest()
             finally:
                 os.close(folder)
+    with check("umount -f during a READ of odd length: its reply invalidates the key of the padding, and there is "
+               "another connection"), through_proxy():
+        folder = os.open(AT, os.O_RDONLY)
+        try:
+            calls, before = held(READ), xprt_stats(AT)
+            waiting = pool.submit(fetch, SIZE + 1)
+            wait_for(lambda: calls, 20, "the call")
+            run("umount", "-f", AT, timeout=60, ok=False)
+            expect(waiting.exception(60 * SLOWNESS), "no error")
+            key = pad_key(None, calls[0])
+            result = proxy.order(lambda: proxy.connection.send(header(calls[0].xid) + bytes(12), key))
+            equal(result, None, "sending")
+            fetch(SIZE + 1)
+            after = xprt_stats(AT)
+            for field, more in (("bad_xids", 1), ("bad_reply_count", 0), ("connect_count", 1)):
+                equal(after[field] - before[field], more, field)
+            honest()
+        finally:
+            os.close(folder)
 
 
 def unposted():

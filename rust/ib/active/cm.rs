@@ -257,7 +257,7 @@ unsafe extern "C" fn handler(
 ///
 /// # Invariants
 ///
-/// `raw` is an identifier whose context is `events`. A queue pair that it has is destroyed with it.
+/// `raw` is an identifier whose context is `events`. A queue pair that it has is not destroyed with it.
 pub(super) struct Id {
     raw: NonNull<bindings::rdma_cm_id>,
     events: Arc<Events>,

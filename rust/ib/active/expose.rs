@@ -69,8 +69,9 @@ use kernel::{
 
 /// What waits in the last region of a chain until its `LOCAL_INV` completes.
 pub(super) struct Stash<P: Protocol> {
-    lease: P::Lease,
+    // Before the memory that they map.
     rest: Stack<MrCtx<P>>,
+    lease: P::Lease,
     pending: P::Pending,
 }
 
@@ -80,8 +81,9 @@ pub(super) struct Stash<P: Protocol> {
 ///
 /// All regions are of one connection.
 pub(crate) struct Exposing<P: Protocol> {
-    lease: P::Lease,
+    // Dropped before the memory that they map.
     mrs: Stack<MrCtx<P>>,
+    lease: P::Lease,
 }
 
 impl<P: Protocol> Exposing<P> {

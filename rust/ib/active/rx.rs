@@ -23,10 +23,12 @@ use crate::{
             Cqe,
             Wc, //
         },
+        device::Link,
         dma::{
             Direction,
             DmaBuf, //
         },
+        lost::Lost,
         rxmem::RxMem, //
     },
     rt::{
@@ -45,7 +47,11 @@ use core::{
 use kernel::{
     prelude::*,
     sync::{
-        atomic::Acquire,
+        atomic::{
+            Acquire,
+            AtomicFlag,
+            Relaxed, //
+        },
         Arc, //
     },
 };
@@ -57,8 +63,8 @@ pub(super) struct RxBuf<P: Protocol> {
     mem: RxMem,
     /// Which buffer of the ring it is.
     number: u32,
-    /// The buffer belongs to its work request. Read only by [`Inner::reap_receives`].
-    posted: bool,
+    /// The buffer belongs to its work request.
+    posted: AtomicFlag,
     inner: Arc<Inner<P>>,
     link: Option<KBox<Self>>,
 }
@@ -81,7 +87,7 @@ impl<P: Protocol> RxBuf<P> {
                 cqe: Cqe::new::<Inner<P>, Self>(),
                 mem: RxMem::new(buf),
                 number,
-                posted: false,
+                posted: AtomicFlag::new(false),
                 inner: inner.clone(),
                 link: None,
             },
@@ -98,9 +104,16 @@ impl<P: Protocol> RxBuf<P> {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<P: Protocol> Completed<Inner<P>> for RxBuf<P> {
     unsafe fn completed(this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
+        // A device that tells of it twice would make two owners of a buffer.
+        // SAFETY: Buffers stay for as long as there is a ring; the field is for all threads.
+        let posted = unsafe { &(*this.as_ptr()).posted };
+        if !posted.load(Relaxed) {
+            inner.lost(Lost::CompletedTwice);
+            return;
+        }
+        posted.store(false, Relaxed);
         // SAFETY: `Inner::post_free_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
-        this.posted = false;
         trace::xprtrdma_wc_receive(|| (wc.traced(), wc.cid(this.number)));
         match wc.message() {
             Ok(wc) => {
@@ -230,12 +243,11 @@ impl<P: Protocol> Inner<P> {
         let all = core::mem::take(&mut self.rx().lock().all);
         for buf in all {
             let raw = buf.0.as_ptr();
-            // SAFETY: Buffers are not freed before the ring is closed. Only handlers and those who
-            // post write the field, and there are none of them any more.
-            if unsafe { (*raw).posted } {
+            // SAFETY: Buffers are not freed before the ring is closed.
+            if unsafe { &(*raw).posted }.load(Relaxed) {
                 // SAFETY: `post_free_receives` leaked the box, and nobody completes it.
-                let mut buf = unsafe { KBox::from_raw(raw) };
-                buf.posted = false;
+                let buf = unsafe { KBox::from_raw(raw) };
+                buf.posted.store(false, Relaxed);
                 self.put_rx(buf);
             }
         }
@@ -277,7 +289,7 @@ impl<P: Protocol> Inner<P> {
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
             let buf = unsafe { &mut *raw };
-            buf.posted = true;
+            buf.posted.store(true, Relaxed);
             first = buf.mem.prepare(buf.cqe.as_raw(), first);
         }
         // SAFETY: Receives into mapped buffers that stay until their completion.
@@ -300,8 +312,8 @@ impl<P: Protocol> Inner<P> {
                 (*wr.as_ptr()).__bindgen_anon_1.wr_cqe.cast::<RxBuf<P>>()
             };
             // SAFETY: Leaked above and not posted.
-            let mut buf = unsafe { KBox::from_raw(raw) };
-            buf.posted = false;
+            let buf = unsafe { KBox::from_raw(raw) };
+            buf.posted.store(false, Relaxed);
             self.put_rx(buf);
         }
     }

@@ -167,9 +167,10 @@ impl<P: Protocol> Conn<P> {
     /// Takes the next buffer of the send ring. `None` when all are waiting to be sent: then
     /// [`Protocol::writable`] will be called when one was.
     pub(crate) fn reserve(&mut self) -> Option<TxBuf<'_, P>> {
-        self.tx
-            .has_room(&self.inner)
-            .then_some(TxBuf { conn: self })
+        if !self.has_room() {
+            return None;
+        }
+        Some(TxBuf { conn: self })
     }
 
     /// Whether [`Self::reserve`] would succeed.

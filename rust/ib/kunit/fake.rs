@@ -90,6 +90,8 @@ struct Facts {
     pieces: usize,
     prompt: bool,
     flushes: bool,
+    /// Receives complete twice.
+    stutters: bool,
     keys: u32,
     /// So many attempts to stop the queue pair fail, and to free a region.
     refusals: (usize, usize),
@@ -187,6 +189,7 @@ impl Fake {
                     pieces: 0,
                     prompt: false,
                     flushes: true,
+                    stutters: false,
                     keys: 0,
                     refusals: (0, 0),
                     state: bindings::ib_qp_state_IB_QPS_RTS,
@@ -334,6 +337,11 @@ impl Fake {
         self.state.facts.lock().refusals
     }
 
+    /// From now on the device tells twice of each message.
+    pub(in crate::ib) fn stutter(&self) {
+        self.state.facts.lock().stutters = true;
+    }
+
     /// As the device sees them, parts of pages do not adjoin what is next to them.
     pub(in crate::ib) fn bend(&self) {
         self.state.facts.lock().bends = true;
@@ -394,6 +402,11 @@ impl Fake {
             };
             wc.byte_len = len as u32;
             detail(wc);
+            if facts.stutters {
+                if let Some(again) = facts.done.last().copied() {
+                    let _ = facts.done.push_within_capacity(again);
+                }
+            }
         }
         self.ring();
         self.settle();

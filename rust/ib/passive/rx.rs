@@ -47,6 +47,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
+            Atomic,
             Full,
             Relaxed, //
         },
@@ -110,9 +111,14 @@ impl<S: Service> RxBuf<S> {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<S: Service> Completed<Shared<S>> for RxBuf<S> {
     unsafe fn completed(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
+        // A device that tells of it twice would make two owners of a buffer.
+        // SAFETY: Buffers stay for as long as there is a ring; the field does not change.
+        if !shared.take_noted(unsafe { (*this.as_ptr()).number }, this.as_ptr()) {
+            shared.lost(Lost::CompletedTwice);
+            return;
+        }
         // SAFETY: `Shared::post_receives` leaked the box when it posted the work request.
         let mut this = unsafe { KBox::from_raw(this.as_ptr()) };
-        shared.note_rx(this.number, core::ptr::null_mut());
         let cid = || shared.rx_cid(this.number);
         let message = wc.message();
         match &message {
@@ -252,6 +258,16 @@ impl<S: Service> Shared<S> {
         if let Some(entry) = self.posted_rxs.get(number) {
             entry.store(raw, Relaxed);
         }
+    }
+
+    /// Notes that the device does not have it any more. Returns whether it had.
+    fn take_noted(&self, number: usize, raw: *mut RxBuf<S>) -> bool {
+        let had = |entry: &&Atomic<*mut RxBuf<S>>| entry.load(Relaxed) == raw;
+        let Some(entry) = self.posted_rxs.get(number).filter(had) else {
+            return false;
+        };
+        entry.store(core::ptr::null_mut(), Relaxed);
+        true
     }
 
     /// Frees what is posted.

@@ -29,7 +29,8 @@ use kernel::{
         Page,
         PAGE_SIZE, //
     },
-    prelude::*, //
+    prelude::*,
+    sync::atomic::Relaxed, //
 };
 
 /// A transport. It is busy for ever, so that sunrpc does no more than to set its flags.
@@ -74,6 +75,16 @@ impl<T: ServerTransport> TrialXprt<T> {
     /// What a thread of the service does with the connection: nothing if it has ended.
     pub(crate) fn with_conn<R>(&self, f: impl FnOnce(&T::Conn) -> R) -> Option<R> {
         self.0.xprt().conn().map(|conn| f(&conn))
+    }
+
+    /// Somebody asks for the connection when nobody uses it any more, and it is just about to be taken out: whether
+    /// he gets it, and how many users are counted then.
+    pub(crate) fn late_user(&self) -> (bool, i32) {
+        let xprt = self.0.xprt();
+        let users = xprt.users.as_atomic();
+        let before = users.xchg(0, Relaxed);
+        let got = xprt.conn().is_some();
+        (got, users.xchg(before, Relaxed))
     }
 
     /// What a thread of the service does that closes it. Once.

@@ -186,7 +186,7 @@ pub(super) struct SvcXprt<T: ServerTransport> {
     /// The connection is ending, or has ended.
     ended: AtomicFlag,
     /// Those who use the connection, and one until it is to end.
-    users: Refcount,
+    pub(super) users: Refcount,
     /// Happens when `users` becomes 0.
     #[pin]
     no_users: Completion,
@@ -273,8 +273,7 @@ impl<T: ServerTransport> SvcXprt<T> {
         if !self.born.load(Acquire) || self.ended.load(Relaxed) {
             return None;
         }
-        // INVARIANT: Counted here.
-        let user = inc_not_zero(self.users.as_atomic()).then_some(User(self))?;
+        let user = User::new(self)?;
         // SAFETY: Counted, so nobody takes it out before `user` is dropped, and nobody writes it
         // again by the type invariant.
         let conn = unsafe { (*self.conn.get()).as_ref() }?;
@@ -332,9 +331,24 @@ impl<T: ServerTransport> SvcXprt<T> {
     }
 }
 
-/// Counted in `users` of a transport, which stays longer: whoever asks for the connection has a
+/// A user of a connection. The transport stays longer: whoever asks for the connection has a
 /// reference to it.
+///
+/// # Invariants
+///
+/// The value is counted in `users`.
 struct User<'a, T: ServerTransport>(&'a SvcXprt<T>);
+
+impl<'a, T: ServerTransport> User<'a, T> {
+    /// One more, unless it is all over.
+    fn new(xprt: &'a SvcXprt<T>) -> Option<Self> {
+        if !inc_not_zero(xprt.users.as_atomic()) {
+            return None;
+        }
+        // INVARIANT: Counted just now.
+        Some(Self(xprt))
+    }
+}
 
 impl<T: ServerTransport> Drop for User<'_, T> {
     fn drop(&mut self) {

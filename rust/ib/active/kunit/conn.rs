@@ -90,6 +90,22 @@ mod tests {
     }
 
     #[test]
+    fn receive_that_completes_twice_is_one_message() -> Result {
+        for then in [Then::Keep, Then::Drop] {
+            let (fake, seen, _, conn) = trial()?;
+            seen.lock().then = then;
+            fake.stutter();
+            assert!(fake.receive(b"message", None));
+            assert_eq!(seen.lock().messages, 1);
+            assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletedTwice));
+            drop(conn);
+            let kept = core::mem::replace(&mut seen.lock().kept, KVec::new());
+            assert!(kept.iter().all(|msg| msg.bytes() == b"message"));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn write_with_immediate_is_no_message() -> Result {
         for by_flag in [false, true] {
             let (fake, seen, _, _conn) = trial()?;
@@ -117,6 +133,8 @@ mod tests {
                 assert!(sent <= all);
             }
             assert!(round > 0 || sent == all);
+            // No buffer is used while the device has it.
+            assert!(fake.sends() <= all);
             let asked = fake.asked()?;
             let last = asked.iter().rposition(|asked| *asked == Asked::Send(true));
             let Some(last) = last else {

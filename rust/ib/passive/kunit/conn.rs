@@ -79,6 +79,21 @@ mod tests {
     }
 
     #[test]
+    fn receive_that_completes_twice_is_one_message() -> Result {
+        for keep in [true, false] {
+            let (fake, seen, _, conn) = server()?;
+            seen.lock().keep = keep;
+            fake.stutter();
+            assert!(fake.receive(b"message", None));
+            assert_eq!(seen.lock().received, 1);
+            assert!(seen.lock().lost == 1 && seen.lock().why == Some(Lost::CompletedTwice));
+            drop(conn);
+            assert!(take_kept(&seen).iter().all(|msg| msg.bytes() == b"message"));
+        }
+        Ok(())
+    }
+
+    #[test]
     fn write_with_immediate_is_no_message() -> Result {
         let (fake, seen, _, conn) = server()?;
         for _ in 0..conn.limits().messages {
