@@ -49,6 +49,10 @@ use kernel::{
     }, //
 };
 
+/// Tasks that fail when their time is over.
+const SOFT: u32 =
+    bindings::RPC_TASK_SOFT | bindings::RPC_TASK_SOFTCONN | bindings::RPC_TASK_TIMEOUT;
+
 /// The table for transports of type `T`.
 pub(super) struct Vtable<T>(PhantomData<T>);
 
@@ -58,7 +62,7 @@ impl<T: ClientTransport> Vtable<T> {
         reserve_xprt: Some(reserve_xprt),
         release_xprt: Some(release_xprt),
         release_request: Some(release_request::<T>),
-        wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
+        wait_for_reply_request: Some(wait_for_reply_request),
         rpcbind: Some(bindings::rpcb_getport_async),
         alloc_slot: Some(alloc_slot::<T>),
         free_slot: Some(free_slot::<T>),
@@ -308,6 +312,30 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
             0
         }
         Err(error) => error.errno().to_errno(),
+    }
+}
+
+/// `->wait_for_reply_request`: the task sleeps until its reply is there. A task that may fail does so when its time
+/// is over. One that waits as long as it takes has its time begin anew with each transmission: it ran while there was
+/// no connection, too, and would end one that has just been made, again and again (row C114).
+///
+/// # Safety
+///
+/// sunrpc calls it in the task, which has a request, with the queue lock held.
+unsafe extern "C" fn wait_for_reply_request(task: *mut bindings::rpc_task) {
+    // SAFETY: By the contract of this function. Nobody but the task changes when its time is over, and a task that
+    // is being run has its client.
+    unsafe {
+        if u32::from((*task).tk_flags) & SOFT == 0 {
+            let rqst = (*task).tk_rqstp;
+            let least =
+                clock::jiffies().wrapping_add((*(*(*task).tk_client).cl_timeout).to_initval);
+            // CAST: Times are compared as differences.
+            if ((*rqst).rq_majortimeo.wrapping_sub(least) as isize) < 0 {
+                (*rqst).rq_majortimeo = least;
+            }
+        }
+        bindings::xprt_wait_for_reply_request_def(task);
     }
 }
 

@@ -5,7 +5,9 @@ of a connection is told once.
 tests/shim turns one event into another: soft devices on a link that works do not make all of them.
 """
 
+import concurrent.futures
 import errno
+import threading
 
 from lib import *
 from shim import *
@@ -13,6 +15,7 @@ from shim import *
 ADDR_RESOLVED, ADDR_ERROR, ROUTE_RESOLVED, ROUTE_ERROR = range(4)
 CONNECT_ERROR, UNREACHABLE, REJECTED, ESTABLISHED = range(6, 10)
 ADDR_CHANGE = 14
+JOBS = 8
 # It is of no interest to somebody who connects.
 IGNORED = 15
 STALE, CONSUMER = 10, 28
@@ -72,6 +75,45 @@ def lost_once(at):
     equal(len(of(events, "xprt_disconnect_force")), 1, "how often the loss was told")
 
 
+def expired():
+    """There is no server for longer than calls wait for a reply; then there is. They would be over at once, and a
+    connection with them."""
+    with mounted("3", "noac,timeo=30,retrans=1") as at, \
+            concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
+        stop, done_ = threading.Event(), [0] * JOBS
+
+        def writes(n):
+            while not stop.is_set():
+                write_file(f"{at}/expired-{n}", bytes(65536), direct=True)
+                done_[n] += 1
+
+        def all_go_on():
+            seen = list(done_)
+            wait_for(lambda: all(now > then + 1 for now, then in zip(done_, seen)), 90, "all jobs go on")
+
+        jobs = [pool.submit(writes, n) for n in range(JOBS)]
+        try:
+            all_go_on()
+            before = xprt_stats(at)["connect_count"]
+            on_server("nfsd-down")
+            time.sleep(25)
+            on_server("nfsd-up")
+            begun = time.monotonic()
+            all_go_on()
+            took = time.monotonic() - begun
+            all_go_on()
+            connections = xprt_stats(at)["connect_count"] - before
+            say(f"all went on after {took:.1f} s, {connections} connections were made")
+            equal(connections, 1, "connections made")
+        finally:
+            stop.set()
+            for job in jobs:
+                job.result(60 * SLOWNESS)
+            on_server(f"rm -f {EXPORT}/expired-*")
+
+
+with check("calls whose time was over when a connection was made do not end it", 300):
+    expired()
 with shim(run), mounted("3", "noac") as at:
     for name, (event, *instead, wanted, seconds) in ENDINGS.items():
         with check(f"an attempt ends by {name}: an error, and another attempt", 240), \
