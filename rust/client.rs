@@ -16,6 +16,7 @@
 #![deny(unsafe_code)]
 
 mod endpoint;
+mod first;
 mod kunit;
 mod marshal;
 mod reply;
@@ -170,6 +171,7 @@ impl ClientTransport for Rdma {
     ) -> Result<(), SendError> {
         rqst.alloc_sparse_pages()?;
         let conn = lock.conn.as_mut().ok_or(SendError::NotConnected)?;
+        first::admit(xprt, conn, rqst)?;
         let shape = Shape::new(conn.proto(), rqst);
         let stats = &xprt.inner().stats;
         let result = marshal::send(xprt, conn, rqst, &shape, stats);

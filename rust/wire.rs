@@ -94,6 +94,7 @@ pub use self::credits::{
 };
 pub use self::encode::{
     encode_error,
+    encode_null,
     encode_plain,
     HeaderWriter,
     InReplyChunk,
@@ -113,6 +114,7 @@ pub use self::header::{
     HDR_ERR_VERS,
     HDR_FIXED,
     HDR_MIN,
+    NULL_CALL,
     READ_ENTRY,
     SEGMENT,
     VERSION, //

@@ -46,6 +46,9 @@ fn call_short() {
     assert_eq!(encode_plain(&mut buf, XID, 128), Ok(28));
     assert_eq!(buf[..28], msg[..28]);
     assert_eq!(buf[28..], [0xaa; 2]);
+    let mut buf = [0xaa; NULL_CALL];
+    assert_eq!(encode_null(&mut buf, XID, 128, 100_003, 3), Ok(NULL_CALL));
+    assert_eq!(buf[..], msg);
 }
 
 #[test]

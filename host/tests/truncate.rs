@@ -133,6 +133,14 @@ fn every_buffer() {
         }
         assert!(buf[size.min(len)..].iter().all(|byte| *byte == 0xaa));
     }
+    for size in 0..80 {
+        let mut buf = [0xaa; 80];
+        match encode_null(&mut buf[..size], 1, 2, 3, 4) {
+            Ok(len) => assert!(len == NULL_CALL && size >= len),
+            Err(error) => assert!(error == WireError::NoSpace && size < NULL_CALL),
+        }
+        assert!(buf[size.min(NULL_CALL)..].iter().all(|byte| *byte == 0xaa));
+    }
     for size in 0..40 {
         let mut buf = [0xaa; 40];
         let vers = ErrorBody::Vers { low: 1, high: 1 };

@@ -3,6 +3,7 @@
 //! One connection of a client transport.
 
 use super::{
+    first::FirstGrant,
     reply::Reply,
     stats::Stats,
     Rdma, //
@@ -56,6 +57,7 @@ pub(super) struct Endpoint {
     inline_recv: Atomic<u32>,
     /// The current grant; written by the receive handler alone.
     granted: Atomic<u32>,
+    pub(super) first: FirstGrant,
     /// Messages for nothing since the last reply; used by the receive handler alone.
     strays: Atomic<u32>,
     why: SetOnce<Lost>,
@@ -73,6 +75,7 @@ impl Endpoint {
             inline_send: Atomic::new(wire::INLINE_DEFAULT),
             inline_recv: Atomic::new(wire::INLINE_DEFAULT),
             granted: Atomic::new(1),
+            first: FirstGrant::new(),
             strays: Atomic::new(0),
             why: SetOnce::new(),
         }
@@ -128,6 +131,7 @@ impl Endpoint {
             self.granted.store(grant, Relaxed);
             self.xprt.set_window(grant);
         }
+        self.first.set_known();
     }
 }
 
@@ -168,6 +172,12 @@ impl Protocol for Endpoint {
 
     fn writable(&self) {
         self.xprt.write_space();
+    }
+
+    fn tick(&self) {
+        if self.first.gives_up() {
+            self.xprt.write_space();
+        }
     }
 
     fn regions_created(&self, count: u32) {

@@ -9,6 +9,7 @@ use kernel::prelude::*;
 mod tests {
     use super::super::{
         endpoint::Endpoint,
+        first::FirstGrant,
         slot::Memory,
         stats::Stats,
         Rdma, //
@@ -213,6 +214,28 @@ mod tests {
         endpoint.grant(7);
         assert_eq!(xprt.window(), 6);
         Ok(())
+    }
+
+    #[test]
+    fn first_grant_is_asked_for_once_and_not_waited_for_for_ever() {
+        // A reply to a call is there before anybody asks.
+        let first = FirstGrant::new();
+        assert!(!first.is_known() && !first.is_answer(0) && !first.gives_up() && !first.gives_up());
+        first.set_known();
+        assert!(first.is_known() && !first.is_answer(0));
+        // There is an answer, and no other one.
+        let first = FirstGrant::new();
+        first.set_asked(7);
+        assert!(!first.is_known() && first.is_answer(7) && !first.is_answer(8));
+        assert!(!first.gives_up());
+        first.set_known();
+        assert!(!first.is_answer(7) && !first.gives_up() && first.is_known());
+        // There is none.
+        let first = FirstGrant::new();
+        first.set_asked(7);
+        assert!(!first.gives_up() && !first.is_known());
+        assert!(first.gives_up() && first.is_known() && !first.is_answer(7));
+        assert!(!first.gives_up());
     }
 
     #[test]

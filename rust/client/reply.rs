@@ -105,6 +105,8 @@ pub(super) fn receive(
 enum Nobody {
     /// It is the reply to one that was given up.
     Late,
+    /// It is the reply to a call of the connection's own: see [`super::first`].
+    Grant,
     /// It is a call of the server.
     Call,
     /// It is no reply, or one to nothing.
@@ -132,6 +134,12 @@ fn request_of(
         }
         endpoint.stats.bad_reply.inc();
         return Err(Nobody::Stray);
+    }
+    if endpoint.first.is_answer(fixed.xid) {
+        // It says nothing about whether the connection is of use, for which the next one would not be delayed.
+        endpoint.grant(fixed.credits);
+        endpoint.xprt.write_space();
+        return Err(Nobody::Grant);
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {
         let is_late = endpoint.xprt.late_reply(fixed.xid);

@@ -111,6 +111,22 @@ impl<'a, T: ClientTransport> SendRqst<'a, T> {
         u32::from_be(unsafe { (*self.raw()).rq_xid })
     }
 
+    /// Whether it was sent before: the server may be at work on it, or have answered it.
+    pub(crate) fn was_sent(&self) -> bool {
+        // SAFETY: By the type invariant the request is pinned, which keeps its task.
+        let flags = unsafe { (*(*self.raw()).rq_task).tk_flags };
+        u32::from(flags) & bindings::RPC_TASK_SENT != 0
+    }
+
+    /// The RPC program that the call is of, and its version.
+    pub(crate) fn program(&self) -> (u32, u32) {
+        // SAFETY: As above; the task has a client, which does not change.
+        unsafe {
+            let client = (*(*self.raw()).rq_task).tk_client;
+            ((*client).cl_prog, (*client).cl_vers)
+        }
+    }
+
     /// The transport's part of the slot.
     pub(crate) fn slot(&self) -> &'a T::Slot {
         &self.slot.state

@@ -37,6 +37,13 @@ const MORE: u32 = 1;
 /// XDR "no further item".
 const END: u32 = 0;
 
+/// The direction of an RPC message, and the version of RPC.
+const RPC_CALL: u32 = 0;
+const RPC_VERSION: u32 = 2;
+
+/// The flavour of nobody's credentials, of no length.
+const AUTH_NONE: u32 = 0;
+
 /// Where the procedure number is.
 const PROC_AT: usize = 3 * WORD;
 
@@ -302,5 +309,21 @@ pub fn encode_error(
 pub fn encode_plain(buf: &mut [u8], xid: u32, credits: u32) -> Result<usize, WireError> {
     let mut out = Writer::new(buf);
     out.put([xid, VERSION, credits, Proc::Msg.as_u32(), END, END, END])?;
+    Ok(out.len())
+}
+
+/// Writes a call of the procedure without effect, 0, of an RPC program, with AUTH_NONE for credential and verifier
+/// (RFC 5531, 9 and 12), and returns its length: [`NULL_CALL`](super::NULL_CALL).
+pub fn encode_null(
+    buf: &mut [u8],
+    xid: u32,
+    credits: u32,
+    program: u32,
+    version: u32,
+) -> Result<usize, WireError> {
+    let mut out = Writer::new(buf);
+    out.put([xid, VERSION, credits, Proc::Msg.as_u32(), END, END, END])?;
+    out.put([xid, RPC_CALL, RPC_VERSION, program, version, 0])?;
+    out.put([AUTH_NONE, 0, AUTH_NONE, 0])?;
     Ok(out.len())
 }

@@ -16,6 +16,9 @@ pub const HDR_FIXED: usize = 16;
 /// Bytes in a header with three empty lists (row W3).
 pub const HDR_MIN: usize = 28;
 
+/// Bytes in a call without chunks and arguments, with AUTH_NONE.
+pub const NULL_CALL: usize = HDR_MIN + 40;
+
 /// Bytes in an RDMA segment (row W4).
 pub const SEGMENT: usize = 16;
 

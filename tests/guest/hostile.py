@@ -322,6 +322,32 @@ def credits():
             expect(low <= count <= high, f"{count} calls at once")
             honest()
 
+    def sent_again(answer):
+        """The connection ends instead of a reply. Returns the calls without effect that come, and how long it took."""
+        asked, before = [], xprt_stats(AT)
+
+        def ask(connection, call):
+            asked.append(call)
+            answer(connection, call)
+
+        proxy.spoil(NULL, ask)
+        proxy.spoil(READ, hang_up)
+        begun = time.monotonic()
+        fetch()
+        took = time.monotonic() - begun
+        for key, more in (("connect_count", 1), ("bad_xids", 0), ("bad_reply_count", 0)):
+            equal(xprt_stats(AT)[key] - before[key], more, key)
+        equal((len(asked), proxy.spoilers), (1, []), "calls without effect, and what is still to come")
+        say(f"{took:.1f} s")
+        return took
+
+    with check("a call that is sent again has another one before it, which gets the grant"):
+        expect(sent_again(lambda connection, call: proxy.honest(connection, call)) < 5 * SLOWNESS, "it took longer")
+        fetch()
+    with check("a server that gives no answer to that one is waited for, but not for long"):
+        expect(8 < sent_again(drop) < 25 * SLOWNESS, "it took another time")
+        honest()
+
     with check("a new connection has one call, until the first reply grants more"):
         with holding():
             calls = [pool.submit(stat_fs) for _ in range(8)]

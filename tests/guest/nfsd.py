@@ -7,6 +7,7 @@ import re
 import subprocess
 import time
 
+from disk import frozen_disk
 from events import *
 from lib import *
 from load import Load
@@ -99,18 +100,6 @@ with check("the server's RDMA device is removed and comes back", 300):
         time.sleep(3)
         on_server(ADD)
         all_go_on(loads, 120)
-
-
-@contextlib.contextmanager
-def frozen_disk():
-    """An export whose file system can be frozen."""
-    on_server("mkfs.ext4 -q /dev/vdd; mkdir -p /export/disk; mount /dev/vdd /export/disk")
-    try:
-        on_server("chmod 777 /export/disk; "
-                  "exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'")
-        yield "/export/disk"
-    finally:
-        on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
 
 
 @contextlib.contextmanager

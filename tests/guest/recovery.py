@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """Connections lost in the middle of work: data stay intact, and everything goes on."""
 
+import concurrent.futures
+import glob
 import os
 import random
 import signal
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from disk import frozen_disk
 from lib import *
 
 SIZE = 32 << 20
@@ -129,6 +132,52 @@ with check("v4.2 O_DIRECT: no device for 25 s in the middle of a copy", 240):
     made = through("4.2", True, without_device, 180)
     # What failed meanwhile must not be held against the new connection.
     expect(made == 1 or MODULE != "rpcrdma_rust", f"{made} connections were made")
+
+
+
+def slow_call():
+    """A call that the server is at work on, sent again by the next connection, is not answered until its own time is
+    over: nfsd knows it. Others are not to wait for it."""
+    def file(n):
+        return f"/mnt/slow/{n}"
+
+    threads = on_server("cat /proc/fs/nfsd/threads").strip()
+    with frozen_disk() as disk, concurrent.futures.ThreadPoolExecutor(4) as pool:
+        os.makedirs("/mnt/slow", exist_ok=True)
+        on_server("echo 16 >/proc/fs/nfsd/threads")
+        run("mount", "-t", "nfs", "-o", options("3") + ",noac", f"{SERVER}:{disk}", "/mnt/slow")
+        try:
+            for n in range(5):
+                write_file(file(n), bytes(4096), direct=True)
+            transport, = [t for t in glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
+                          if read(t + "/dstaddr").strip() == SERVER]
+            on_server(f"fsfreeze -f {disk}")
+            try:
+                jobs = [pool.submit(write_file, file(n), bytes(65536), direct=True) for n in range(4)]
+                wait_for(lambda: on_server("ps -C nfsd -o stat=").count("D") >= 4, 20, "four calls at work")
+                before = xprt_stats("/mnt/slow")["connect_count"]
+                write(transport + "/dstaddr", SERVER + "\n")
+                wait_for(lambda: xprt_stats("/mnt/slow")["connect_count"] > before, 20, "another connection")
+                begun = time.monotonic()
+                for n in range(4):
+                    os.stat(file(4))
+                took = time.monotonic() - begun
+                say(f"four others took {took:.2f} s")
+                expect(took < 5 * SLOWNESS, "others waited")
+                equal(xprt_stats("/mnt/slow")["connect_count"] - before, 1, "connections made")
+            finally:
+                on_server(f"fsfreeze -u {disk}")
+            for job in jobs:
+                job.result(150 * SLOWNESS)
+        finally:
+            run("umount", "/mnt/slow", timeout=150)
+            on_server(f"echo {threads} >/proc/fs/nfsd/threads")
+
+
+with check("calls that the server is at work on when the connection ends keep no others from the next one", 300):
+    if MODULE != "rpcrdma_rust":
+        raise Skip("Documentation/upstream-findings.md")
+    slow_call()
 
 BUSY = """
 import mmap, os, sys

@@ -113,6 +113,9 @@ pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// There may be room for Sends, or regions, again.
     fn writable(&self);
 
+    /// Called every ten seconds, in process context. Holds up whoever ends the connection.
+    fn tick(&self) {}
+
     /// `count` memory regions were allocated.
     fn regions_created(&self, count: u32);
 

@@ -43,7 +43,7 @@ const PATIENCE: u32 = 3;
 /// How long somebody who sleeps waits for a fence: as long as that.
 pub(super) const SECONDS: u32 = 30;
 
-/// Looks after the fences of one connection.
+/// Looks after the fences of one connection, and has its protocol look after what it waits for.
 pub(super) struct Patience<P: Protocol> {
     inner: Arc<Inner<P>>,
     domain: Arc<Domain>,
@@ -69,6 +69,7 @@ impl<P: Protocol> Patience<P> {
 
 impl<P: Protocol> Tick for Patience<P> {
     fn tick(&self) {
+        self.inner.proto().tick();
         let stuck = self.inner.mrs().lock().are_fences_stuck();
         let quiet = if stuck {
             self.quiet.load(Relaxed).saturating_add(1)
