@@ -32,7 +32,7 @@ use kernel::sync::atomic::{
 const FRESH: u32 = 0;
 /// The call without effect was sent.
 const ASKED: u32 = 1;
-/// There was a reply, or it does not matter any more.
+/// There was a reply, to whatever call, or none is waited for any more.
 const KNOWN: u32 = 2;
 
 /// How far a connection has come to its first grant.
@@ -40,7 +40,9 @@ pub(super) struct FirstGrant {
     state: Atomic<u32>,
     /// Of the call without effect.
     xid: Atomic<u32>,
-    /// That call has waited for a while.
+    /// It was not answered.
+    is_owed: AtomicFlag,
+    /// It has waited for a while.
     waits: AtomicFlag,
 }
 
@@ -49,6 +51,7 @@ impl FirstGrant {
         Self {
             state: Atomic::new(FRESH),
             xid: Atomic::new(0),
+            is_owed: AtomicFlag::new(false),
             waits: AtomicFlag::new(false),
         }
     }
@@ -62,6 +65,7 @@ impl FirstGrant {
     /// The call without effect is about to be sent, with this XID: the reply may come before that is known.
     pub(super) fn set_asked(&self, xid: u32) {
         self.xid.store(xid, Relaxed);
+        self.is_owed.store(true, Relaxed);
         self.state.store(ASKED, Relaxed);
     }
 
@@ -74,13 +78,19 @@ impl FirstGrant {
         }
     }
 
-    /// Whether a reply with this XID is to the call without effect. Nothing else was sent before its reply.
+    /// Whether a reply with this XID is to the call without effect: once. The calls that XIDs count would have to be
+    /// halfway round for another one to have it.
     #[inline]
     pub(super) fn is_answer(&self, xid: u32) -> bool {
-        self.state.load(Relaxed) == ASKED && self.xid.load(Relaxed) == xid
+        if !self.is_owed.load(Relaxed) || self.xid.load(Relaxed) != xid {
+            return false;
+        }
+        self.is_owed.store(false, Relaxed);
+        true
     }
 
     /// To be called every few seconds: whether the server leaves that call unanswered, which is not waited for then.
+    /// (That is a call more than the connection has credits for, to a server that may well answer none.)
     pub(super) fn gives_up(&self) -> bool {
         if self.state.load(Relaxed) != ASKED || !self.waits.xchg(true, Relaxed) {
             return false;

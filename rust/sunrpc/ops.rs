@@ -316,26 +316,28 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
 }
 
 /// `->wait_for_reply_request`: the task sleeps until its reply is there. A task that may fail does so when its time
-/// is over. One that waits as long as it takes has its time begin anew with each transmission: it ran while there was
-/// no connection, too, and would end one that has just been made, again and again (row C114).
+/// is over. One that waits as long as it takes sleeps for the time of one transmission at least: its time ran while
+/// there was no connection, too, and would end one that has just been made, again and again (row C114).
 ///
 /// # Safety
 ///
 /// sunrpc calls it in the task, which has a request, with the queue lock held.
 unsafe extern "C" fn wait_for_reply_request(task: *mut bindings::rpc_task) {
-    // SAFETY: By the contract of this function. Nobody but the task changes when its time is over, and a task that
-    // is being run has its client.
+    // SAFETY: By the contract of this function; a task that is being run has its client. Nobody but the task looks at
+    // when its time is over, and nobody else runs it before this function has returned.
     unsafe {
+        let rqst = (*task).tk_rqstp;
+        let over = (*rqst).rq_majortimeo;
         if u32::from((*task).tk_flags) & SOFT == 0 {
-            let rqst = (*task).tk_rqstp;
             let least =
                 clock::jiffies().wrapping_add((*(*(*task).tk_client).cl_timeout).to_initval);
             // CAST: Times are compared as differences.
-            if ((*rqst).rq_majortimeo.wrapping_sub(least) as isize) < 0 {
+            if (over.wrapping_sub(least) as isize) < 0 {
                 (*rqst).rq_majortimeo = least;
             }
         }
         bindings::xprt_wait_for_reply_request_def(task);
+        (*rqst).rq_majortimeo = over;
     }
 }
 

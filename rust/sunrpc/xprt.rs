@@ -317,6 +317,15 @@ impl<T: ClientTransport> Core<T> {
         expected
     }
 
+    /// The window is larger, and there is no call whose end would wake those that wait for a credit.
+    pub(crate) fn use_window(&self) {
+        let guard = self.lock_transport();
+        // SAFETY: The lock is held.
+        unsafe { self.wake_next() };
+        drop(guard);
+        self.wake_sleepers();
+    }
+
     /// Wakes the next task that waits for a credit, if there is one now: sunrpc does so when somebody
     /// gives one back, as nobody does here.
     ///

@@ -78,7 +78,7 @@ def lost_once(at):
 def expired():
     """There is no server for longer than calls wait for a reply; then there is. They would be over at once, and a
     connection with them."""
-    with mounted("3", "noac,timeo=30,retrans=1") as at, \
+    with mounted("3", f"noac,timeo={50 * SLOWNESS},retrans=1") as at, \
             concurrent.futures.ThreadPoolExecutor(JOBS) as pool:
         stop, done_ = threading.Event(), [0] * JOBS
 
@@ -96,7 +96,7 @@ def expired():
             all_go_on()
             before = xprt_stats(at)["connect_count"]
             on_server("nfsd-down")
-            time.sleep(25)
+            time.sleep(30 * SLOWNESS)
             on_server("nfsd-up")
             begun = time.monotonic()
             all_go_on()

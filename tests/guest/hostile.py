@@ -345,7 +345,27 @@ def credits():
         expect(sent_again(lambda connection, call: proxy.honest(connection, call)) < 5 * SLOWNESS, "it took longer")
         fetch()
     with check("a server that gives no answer to that one is waited for, but not for long"):
-        expect(8 < sent_again(drop) < 25 * SLOWNESS, "it took another time")
+        expect(8 < sent_again(drop) < 40 * SLOWNESS, "it took another time")
+        honest()
+    with check("... and what it grants when it comes late counts"):
+        kept = []
+
+        def keep(connection, call):
+            kept.append((connection, call))
+
+        proxy.spoil(NULL, keep)
+        proxy.spoil(READ, hang_up)
+        # As nfsd does that is at work on it.
+        proxy.spoil(READ, keep)
+        reading = pool.submit(fetch)
+        wait_for(lambda: len(kept) == 2, 60, "the call that is sent again")
+        other = pool.submit(stat_fs)
+        time.sleep(2)
+        expect(not other.done(), "another call had a credit")
+        proxy.order(lambda: proxy.honest(*kept[0]))
+        other.result(20 * SLOWNESS)
+        proxy.order(lambda: proxy.honest(*kept[1]))
+        reading.result(20 * SLOWNESS)
         honest()
 
     with check("a new connection has one call, until the first reply grants more"):

@@ -152,8 +152,9 @@ def slow_call():
             transport, = [t for t in glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
                           if read(t + "/dstaddr").strip() == SERVER]
             on_server(f"fsfreeze -f {disk}")
+            jobs = []
             try:
-                jobs = [pool.submit(write_file, file(n), bytes(65536), direct=True) for n in range(4)]
+                jobs += [pool.submit(write_file, file(n), bytes(65536), direct=True) for n in range(4)]
                 wait_for(lambda: on_server("ps -C nfsd -o stat=").count("D") >= 4, 20, "four calls at work")
                 before = xprt_stats("/mnt/slow")["connect_count"]
                 write(transport + "/dstaddr", SERVER + "\n")
@@ -167,8 +168,8 @@ def slow_call():
                 equal(xprt_stats("/mnt/slow")["connect_count"] - before, 1, "connections made")
             finally:
                 on_server(f"fsfreeze -u {disk}")
-            for job in jobs:
-                job.result(150 * SLOWNESS)
+                ends = [job.exception(150 * SLOWNESS) for job in jobs]
+            equal(ends, [None] * 4, "how the four ended")
         finally:
             run("umount", "/mnt/slow", timeout=150)
             on_server(f"echo {threads} >/proc/fs/nfsd/threads")

@@ -111,8 +111,9 @@ impl<S: Service> RxBuf<S> {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<S: Service> Completed<Shared<S>> for RxBuf<S> {
     unsafe fn completed(this: NonNull<Self>, shared: &Shared<S>, wc: Wc<'_>) {
-        // A device that tells of it twice would make two owners of a buffer.
-        // SAFETY: Buffers stay for as long as there is a ring; the field does not change.
+        // A device that tells of it twice would make two owners of a buffer. (Not if it does while the connection is
+        // taken apart, which frees the buffer, or when the buffer was posted again.)
+        // SAFETY: The device has the buffer, or the ring keeps it; the field does not change.
         if !shared.take_noted(unsafe { (*this.as_ptr()).number }, this.as_ptr()) {
             shared.lost(Lost::CompletedTwice);
             return;
