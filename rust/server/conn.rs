@@ -201,7 +201,8 @@ impl Connection {
             requests: tunables::max_requests(),
             min_requests: MIN_REQUESTS,
             extra: BC_REQUESTS,
-            msg_bytes: tunables::max_req_size(),
+            // What can be announced: clients hold on to that.
+            msg_bytes: PrivateData::size(tunables::max_req_size()),
             max_pages: limits.max_pages,
         }
     }
