@@ -7,12 +7,12 @@ from lib import *
 
 
 @contextlib.contextmanager
-def frozen_disk():
-    """An export whose file system can be frozen."""
+def frozen_disk(extra=""):
+    """An export whose file system can be frozen, with more options."""
     on_server("mkfs.ext4 -q /dev/vdd; mkdir -p /export/disk; mount /dev/vdd /export/disk")
     try:
-        on_server("chmod 777 /export/disk; "
-                  "exportfs -o rw,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'")
+        options = ",".join(filter(None, ("rw,no_root_squash,no_subtree_check,insecure,fsid=2", extra)))
+        on_server(f"chmod 777 /export/disk; exportfs -o {options} '*:/export/disk'")
         yield "/export/disk"
     finally:
-        on_server("exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
+        on_server("fsfreeze -u /export/disk 2>/dev/null; exportfs -u '*:/export/disk'; exportfs -f; umount /export/disk; wipefs -qa /dev/vdd")
