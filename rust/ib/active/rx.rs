@@ -104,7 +104,8 @@ impl<P: Protocol> RxBuf<P> {
 // SAFETY: `repr(C)`, with the entry made for this type as the first field.
 unsafe impl<P: Protocol> Completed<Inner<P>> for RxBuf<P> {
     unsafe fn completed(this: NonNull<Self>, inner: &Inner<P>, wc: Wc<'_>) {
-        // A device that tells of it twice would make two owners of a buffer. (When it was posted again, nobody notices.)
+        // A device that tells of it twice would make two owners of a buffer. (Nobody notices when it was
+        // posted again.)
         // SAFETY: Buffers stay for as long as there is a ring; the field is for all threads.
         let posted = unsafe { &(*this.as_ptr()).posted };
         if !posted.load(Relaxed) {
