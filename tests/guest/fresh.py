@@ -6,7 +6,6 @@ call of theirs that the worker wakes once more would be sent twice on one connec
 the connection would be closed.
 """
 
-import glob
 import subprocess
 
 from lib import *
@@ -20,13 +19,6 @@ while not os.path.exists("/tmp/enough"):
 """
 
 
-def transport():
-    found = [d for d in glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
-             if read(d + "/dstaddr").strip() == SERVER]
-    equal(len(found), 1, "transports")
-    return found[0]
-
-
 # Calls of NFSv3 alone are encoded again when they are woken without a reply.
 for vers in ("3", "4.2") if LONG else ("3",):
     with check(f"v{vers}: {TURNS} connections made under calls of real-time priority", 300), \
@@ -35,7 +27,9 @@ for vers in ("3", "4.2") if LONG else ("3",):
         jobs = [subprocess.Popen(["chrt", "-f", "10", sys.executable, "-SE", "-c", CALLS, at])
                 for _ in range(4)]
         try:
-            path, before = transport() + "/dstaddr", xprt_stats()
+            found, before = transports(), xprt_stats()
+            equal(len(found), 1, "transports")
+            path = found[0] + "/dstaddr"
             for turn in range(TURNS):
                 count = xprt_stats()["connect_count"]
                 # The connection is closed, and made anew.

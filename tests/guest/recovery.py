@@ -2,7 +2,6 @@
 """Connections lost in the middle of work: data stay intact, and everything goes on."""
 
 import concurrent.futures
-import glob
 import os
 import random
 import signal
@@ -149,8 +148,7 @@ def slow_call():
         try:
             for n in range(5):
                 write_file(file(n), bytes(4096), direct=True)
-            transport, = [t for t in glob.glob("/sys/kernel/sunrpc/xprt-switches/switch-*/xprt-*-rdma")
-                          if read(t + "/dstaddr").strip() == SERVER]
+            transport, = transports()
             on_server(f"fsfreeze -f {disk}")
             jobs = []
             try:
