@@ -279,6 +279,8 @@ def each_place(side, work):
 
 def walk(side, work):
     """The same for each place, and with LONG for each number of an allocation."""
+    if FLAVOURS[side] == "c" and "rust" in FLAVOURS.values():
+        raise Skip("what the C module then leaks would be there at the end: only with C modules on both ends")
     errors = each_place(side, work)
     return errors + each_number(side, work) if LONG else errors
 

@@ -571,6 +571,13 @@ def bounced(at, vers):
         os.symlink("y" * 3900, f"{at}/faults/link")
         equal(os.readlink(f"{at}/faults/link"), "y" * 3900, "link")
     if run in sides():
+        with check("DMA by other memory: buffers that a lost connection leaves to the next one are mapped"):
+            before = xprt_stats(at)["connect_count"]
+            lose()
+            for name in range(3):
+                write_file(f"{at}/faults/b{name}", data, direct=name != 1)
+                expect(read_file(f"{at}/faults/b{name}", direct=name != 1) == data, "what is read differs")
+            equal(xprt_stats(at)["connect_count"], before + 1, "connections")
         with check("no room to map a call's memory, for a moment: the call is sent again, there is no error"), \
                 shows(run, {"xprtrdma_frwr_sgerr": [r"mr\.id=[1-9]\d* DMA addr=0x[0-9a-f]+ \((TO|FROM)_DEVICE\) "
                                                     r"sg_nents=[1-9]\d*$"] * 3,

@@ -6,18 +6,21 @@ be used from everywhere (the only way for rxe), so the address that the server s
 a connection was made in the namespace of its mount.
 
 32 mounts are from 8 namespaces, as each device has sysfs files in each namespace, 3000 of them; with
-LONG, from 32 namespaces.
+LONG, from 32 namespaces. Those that end under load, with their devices, do so twice; with LONG 50 times.
 """
 
 import concurrent.futures
 import contextlib
 import json
+import random
 import subprocess
 
 from lib import *
+from shim import nothing_left
 
 MOUNTS = 32
 COUNT = 32 if LONG else 8
+TIMES = 50 if LONG else 2
 SIZE = 512 << 10
 US, SUBNET = "10.0.0.2", "10.1"
 
@@ -153,30 +156,40 @@ with check(f"{MOUNTS} mounts from {COUNT} namespaces: files at once", 400), \
     wait_for(lambda: not peers(), 20, "the server has closed the connections")
     ended(nets[:2])
 
-with check("namespaces whose processes are killed at work: mounts go with them", 200), \
-        server_folder("nets") as folder, namespaces(2) as nets:
-    works = []
-    try:
-        for net, vers in zip(nets, ("3", "4.2")):
-            # This makes a mount namespace too, so that the process alone holds the mount.
-            os.makedirs(f"/mnt/{net.name}", exist_ok=True)
-            works.append(subprocess.Popen(
-                ["ip", "netns", "exec", net.name, "sh", "-c",
-                 f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{net.name} && "
-                 f"while :; do cp /bin/bash /mnt/{net.name}/nets/{net.name}; done"],
-                start_new_session=True))
-        wait_for(lambda: len(on_server(f"find {folder} -size +100k").split()) == 2, 60,
-                 "both are at work")
-        for net in nets:
-            run("ip", "netns", "delete", net.name)
-        expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
-        equal(peers(), {net.address: 1 for net in nets}, "connections of the server")
-    finally:
-        for each in works:
-            os.killpg(each.pid, 9)
-            each.wait(60 * SLOWNESS)
-    ended(nets)
-    wait_for(lambda: not peers(), 20, "the server has closed the connections")
+
+def killed_at_work(folder):
+    """Two namespaces, each with an RDMA device and a process at work, alone, at what it has mounted: it is killed."""
+    with namespaces(2) as nets:
+        works = []
+        try:
+            for net, vers in zip(nets, ("3", "4.2")):
+                # This makes a mount namespace too, so that the process alone holds the mount.
+                os.makedirs(f"/mnt/{net.name}", exist_ok=True)
+                works.append(subprocess.Popen(
+                    ["ip", "netns", "exec", net.name, "sh", "-c",
+                     f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{net.name} && "
+                     f"while :; do cp /bin/bash /mnt/{net.name}/nets/{net.name}; done"],
+                    start_new_session=True))
+            wait_for(lambda: len(on_server(f"find {folder} -size +100k").split()) == 2, 60,
+                     "both are at work")
+            for net in nets:
+                run("ip", "netns", "delete", net.name)
+            expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
+            equal(peers(), {net.address: 1 for net in nets}, "connections of the server")
+        finally:
+            for each in works:
+                os.killpg(each.pid, 9)
+                each.wait(60 * SLOWNESS)
+        ended(nets)
+        wait_for(lambda: not peers(), 20, "the server has closed the connections")
+    on_server(f"rm -f {folder}/*")
+
+
+with check(f"namespaces whose processes are killed at work, {TIMES} times: mounts and devices go with them",
+           100 + 60 * TIMES), server_folder("nets") as folder, \
+        nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"):
+    for turn in range(TIMES):
+        killed_at_work(folder)
 
 
 # A second nfsd on the server's machine, in a namespace with a device of its own. NFSv3 alone: NFSv4 would
@@ -197,24 +210,32 @@ echo 2 >/proc/fs/nfsd/threads
 """
 
 
+def begin_second():
+    on_server("ip netns add srv; ip link add h9 mtu 9000 type veth peer name e9 mtu 9000 netns srv; "
+              "ip addr add 10.2.0.1/24 dev h9; ip link set h9 up; "
+              f"RDMA={RDMA} ip netns exec srv sh /tmp/second")
+
+
+def end_second():
+    """With its last process go its file systems, with nfsd's nfsd, and then the namespace; how soon?"""
+    on_server("ip netns pids srv | xargs kill -9; ip netns delete srv")
+    begun = time.monotonic()
+    wait_for(lambda: "h9" not in on_server("ls /sys/class/net"), 60, "the server's namespace has ended")
+    return time.monotonic() - begun
+
+
 @contextlib.contextmanager
 def second_server():
     on_server(f"cat >/tmp/second <<'X'\nset -e{SECOND}X")
-    on_server("ip netns add srv; ip link add h9 mtu 9000 type veth peer name e9 mtu 9000 netns srv; "
-              "ip addr add 10.2.0.1/24 dev h9; ip link set h9 up; cat /proc/sys/net/ipv4/ip_forward "
-              ">/tmp/forward; echo 1 >/proc/sys/net/ipv4/ip_forward; "
-              f"RDMA={RDMA} ip netns exec srv sh /tmp/second")
+    on_server("cat /proc/sys/net/ipv4/ip_forward >/tmp/forward; echo 1 >/proc/sys/net/ipv4/ip_forward")
+    begin_second()
     run("ip", "route", "add", "10.2.0.0/16", "via", SERVER)
     try:
         yield
     finally:
         run("ip", "route", "del", "10.2.0.0/16")
-        # With its last process go its file systems, with nfsd's nfsd, and then the namespace.
-        on_server("cat /tmp/forward >/proc/sys/net/ipv4/ip_forward; ip netns pids srv | xargs kill -9; "
-                  "ip netns delete srv")
-        begun = time.monotonic()
-        wait_for(lambda: "h9" not in on_server("ls /sys/class/net"), 60, "the server's namespace has ended")
-        say(f"the server's namespace ended after {time.monotonic() - begun:.1f} s")
+        on_server("cat /tmp/forward >/proc/sys/net/ipv4/ip_forward")
+        say(f"the server's namespace ended after {end_second():.1f} s")
 
 
 with check("nfsd in a namespace: files, and its device goes and comes back; it ends with what is in it", 300), \
@@ -228,6 +249,65 @@ with check("nfsd in a namespace: files, and its device goes and comes back; it e
         equal(server_sums(folder), dict.fromkeys(("one", "two"), sha(data)), "sums on the server")
 
 
+@contextlib.contextmanager
+def writers(folder, *works):
+    """A process for each (name, command): what it says is read from a log. They are killed in the end."""
+    run("rm", "-f", "/tmp/enough")
+    jobs = {}
+    try:
+        for name, command in works:
+            with open(f"/tmp/writer-{name}", "w") as log:
+                jobs[name] = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        yield Writers(folder, jobs)
+    finally:
+        for job in jobs.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(job.pid, 9)
+
+
+class Writers:
+    """Processes that run WRITER, each with a file of its name in a folder of the server."""
+
+    def __init__(self, folder, jobs):
+        self.folder, self.jobs = folder, jobs
+
+    def rounds(self):
+        return [len(read(f"/tmp/writer-{name}").split()) for name in self.jobs]
+
+    def go_on(self, limit):
+        """Each has written a block that it began now, and the next."""
+        before = self.rounds()
+        wait_for(lambda: all(new > old + 2 for new, old in zip(self.rounds(), before)), limit,
+                 f"all write more than {before}")
+
+    def end(self):
+        write("/tmp/enough", "")
+        for name, job in self.jobs.items():
+            equal(job.wait(60 * SLOWNESS), 0, f"exit of a writer that said {read(f'/tmp/writer-{name}')[-300:]}")
+        sums = server_sums(self.folder)
+        for name, count in zip(self.jobs, self.rounds()):
+            # Round n has written all of block n modulo 64.
+            wanted = b"".join(b"%08d" % max(range(place, count, 64)) * 8192 for place in range(min(count, 64)))
+            equal(sums[name], sha(wanted), f"sum of what {name} wrote in {count} rounds")
+
+
+with check(f"the namespace of nfsd ends under load, {TIMES} times: work goes on when there is one again",
+           300 + 60 * TIMES), server_folder("nets") as folder, patient(150), \
+        nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"), \
+        second_server(), mounted("3", server=INSIDE) as at, \
+        writers(folder, ("lasting", ["python3", "-c", WRITER, f"{at}/nets/lasting"])) as jobs:
+    took = []
+    for turn in range(TIMES):
+        jobs.go_on(120)
+        time.sleep(random.random())
+        took.append(end_second())
+        begin_second()
+    jobs.go_on(120)
+    say(f"the namespace ended after {min(took):.1f} to {max(took):.1f} s, rounds {jobs.rounds()}")
+    jobs.end()
+    expect(max(took) < 20 * SLOWNESS, f"it took {max(took):.1f} s")
+
+
 def refused():
     return run("dmesg").count("cannot connect to server")
 
@@ -235,22 +315,13 @@ def refused():
 with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
         server_folder("nets") as folder, namespaces(1) as (net,), patient(600):
     unlike("client", "the C transport ends such attempts otherwise (C108c in decisions.md)")
-    run("rm", "-f", "/tmp/enough")
-    logs, jobs = [f"/tmp/writer-{vers}" for vers in ("3", "4.2")], []
-    try:
-        for vers, name in zip(("3", "4.2"), logs):
-            os.makedirs(f"/mnt/{vers}", exist_ok=True)
-            with open(name, "w") as log:
-                jobs.append(subprocess.Popen(
-                    ["ip", "netns", "exec", net.name, "sh", "-c",
-                     f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{vers} && "
-                     f"exec python3 -c '{WRITER}' /mnt/{vers}/nets/{vers}"],
-                    stdout=log, stderr=subprocess.STDOUT, start_new_session=True))
-
-        def rounds():
-            return [len(read(name).split()) for name in logs]
-
-        wait_for(lambda: min(rounds()) > 3, 60, "both write")
+    for vers in ("3", "4.2"):
+        os.makedirs(f"/mnt/{vers}", exist_ok=True)
+    with writers(folder, *((vers, ["ip", "netns", "exec", net.name, "sh", "-c",
+                                   f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{vers} && "
+                                   f"exec python3 -c '{WRITER}' /mnt/{vers}/nets/{vers}"])
+                           for vers in ("3", "4.2"))) as jobs:
+        jobs.go_on(60)
         before = refused()
         on_server(f"tc qdisc add dev {NETDEV} root netem loss 100%")
         try:
@@ -260,17 +331,6 @@ with check("the server of mounts from a namespace is silent for a minute: nothin
         finally:
             on_server(f"tc qdisc delete dev {NETDEV} root")
             mend()
-        late = rounds()
-        wait_for(lambda: all(new > old + 2 for new, old in zip(rounds(), late)), 120, "both go on")
-        write("/tmp/enough", "")
-        for job, name in zip(jobs, logs):
-            equal(job.wait(60 * SLOWNESS), 0, f"exit of a writer that said {read(name)[-300:]}")
-        for vers, count in zip(("3", "4.2"), rounds()):
-            # Round n has written all of block n modulo 64.
-            wanted = b"".join(b"%08d" % max(range(place, count, 64)) * 8192 for place in range(min(count, 64)))
-            equal(server_sums(folder)[vers], sha(wanted), f"sum of what v{vers} wrote in {count} rounds")
-    finally:
-        for job in jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, 9)
+        jobs.go_on(120)
+        jobs.end()
 done()

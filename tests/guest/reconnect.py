@@ -140,6 +140,28 @@ with server_folder("reconnect"):
             equal(ours("pd"), set(), "protection domains")
         copied(at, "device")
 
+    with check("the device goes while a connection is made, three times", 400), mounted("3", "noac") as at:
+        copied(at, "early")
+        with server_away():
+            wait_for(lambda: not connected(), 20, "the connection is gone")
+            # Nobody answers: an attempt takes a while.
+            on_server(f"tc qdisc add dev {NETDEV} root netem loss 100%")
+            waits = subprocess.Popen(["stat", f"{at}/reconnect/early"], stdout=subprocess.DEVNULL)
+            try:
+                for _ in range(3):
+                    wait_for(lambda: [line for line in rdma_objects("cm_id") if f"[{MODULE}]" in line
+                                      and "state CONNECT" in line], 60, "a connection is being made")
+                    expect(not connected(), "there is one")
+                    begun = time.monotonic()
+                    run("rdma", "link", "delete", f"{RDMA}0")
+                    expect(time.monotonic() - begun < 5 * SLOWNESS, "the removal took long")
+                    run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+            finally:
+                on_server(f"tc qdisc delete dev {NETDEV} root")
+                mend()
+        equal(waits.wait(90 * SLOWNESS), 0, "what waited")
+        copied(at, "early")
+
     if LONG:
         with check("nothing is kept for a connection that nobody has wanted for five minutes", 500), \
                 mounted("3", "noac") as at:

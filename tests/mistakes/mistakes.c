@@ -4,9 +4,11 @@
  * parameter `make`.
  */
 #include <linux/dma-mapping.h>
+#include <linux/list.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/platform_device.h>
+#include <linux/sched.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
@@ -92,6 +94,23 @@ static void freed(void)
 	(void)memory[1];
 }
 
+/* For longer than khungtaskd waits, as the test has set it. */
+static void hung(void)
+{
+	schedule_timeout_uninterruptible(25 * HZ);
+}
+
+/* Taken out twice. */
+static void list(void)
+{
+	static LIST_HEAD(head);
+	static struct list_head entry;
+
+	list_add(&entry, &head);
+	list_del(&entry);
+	list_del(&entry);
+}
+
 static const struct {
 	const char *name;
 	void (*make)(void);
@@ -103,6 +122,8 @@ static const struct {
 	{ "dma", dma },
 	{ "beyond", beyond },
 	{ "freed", freed },
+	{ "hung", hung },
+	{ "list", list },
 };
 
 static int make(const char *name, const struct kernel_param *param)
