@@ -133,6 +133,15 @@ impl Endpoint {
         }
         self.first.set_known();
     }
+
+    /// The server grants this in the answer to the connection's own call (see [`super::first`]): who waits for that
+    /// goes on. Who waits for a credit does, too: the answer may not have been waited for any more, even since a
+    /// moment ago, so that some call has the only one.
+    pub(super) fn admit_all(&self, grant: u32) {
+        self.grant(grant);
+        self.xprt.write_space();
+        self.xprt.use_window();
+    }
 }
 
 impl Protocol for Endpoint {

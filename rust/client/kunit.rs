@@ -172,6 +172,24 @@ mod tests {
     }
 
     #[test]
+    fn who_waits_for_a_reply_has_nothing_locked() -> Result {
+        let xprt = TrialClient::<Rdma>::new()?;
+        xprt.set_window(3);
+        let (task, other) = (Task::new(&xprt)?, Task::new(&xprt)?);
+        task.send(1)?;
+        other.send(2)?;
+        // Somebody else sent it, and it was given the lock then.
+        task.lock()?;
+        assert!(xprt.is_locked());
+        // That is its own affair.
+        other.wait()?;
+        assert!(xprt.is_locked());
+        task.wait()?;
+        assert!(!xprt.is_locked());
+        Ok(())
+    }
+
+    #[test]
     fn grant_is_one_at_least_and_what_was_asked_for_at_most() -> Result {
         let (fake, xprt) = (Fake::new()?, TrialClient::<Rdma>::new()?);
         let params = Params {
@@ -206,6 +224,19 @@ mod tests {
         ] {
             endpoint.grant(grant);
             assert_eq!(xprt.window(), window);
+        }
+        // Whether anybody waits for its answer or not: who waits for a credit is woken by the one to the connection's
+        // own call.
+        for gives_up in [false, true] {
+            endpoint.grant(1);
+            endpoint.first.set_asked(7);
+            if gives_up {
+                assert!(!endpoint.first.gives_up() && endpoint.first.gives_up());
+            }
+            xprt.wait_for_credit();
+            assert!(xprt.awaits_credit());
+            endpoint.admit_all(7);
+            assert!(xprt.window() == 7 && xprt.used() == 0 && !xprt.awaits_credit());
         }
         // The same again does not give back what the server has.
         let task = Task::new(&xprt)?;

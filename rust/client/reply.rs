@@ -137,12 +137,7 @@ fn request_of(
     }
     if endpoint.first.is_answer(fixed.xid) {
         // It says nothing about whether the connection is of use, for which the next one would not be delayed.
-        let late = endpoint.first.is_known();
-        endpoint.grant(fixed.credits);
-        endpoint.xprt.write_space();
-        if late {
-            endpoint.xprt.use_window();
-        }
+        endpoint.admit_all(fixed.credits);
         return Err(Nobody::Grant);
     }
     let Some(rqst) = endpoint.xprt.lookup(fixed.xid) else {

@@ -22,6 +22,7 @@ pub(crate) fn jiffies() -> usize {
 /// Does not return: for those who would do harm if they went on. The kernel tells of tasks that hang.
 pub(crate) fn sleep_for_ever() -> ! {
     loop {
-        fsleep(Delta::from_secs(3600));
+        // It takes no more than 35 minutes.
+        fsleep(Delta::from_secs(1800));
     }
 }

@@ -8,7 +8,10 @@ use super::{
 };
 use crate::{
     bindings,
-    rt::net::SockAddr, //
+    rt::{
+        net::SockAddr,
+        ratelimit::say, //
+    },
 };
 use kernel::prelude::*;
 
@@ -64,7 +67,11 @@ fn port_text(port: u16, hex: bool) -> *mut c_char {
 /// `raw` is a transport that nobody else knows.
 pub(super) unsafe fn format(raw: *mut bindings::rpc_xprt, addr: &SockAddr) -> Result {
     if !addr.is_inet() {
-        pr_err!("Unrecognized address family\n");
+        say!(
+            pr_err,
+            "a server's address is of the family {}, which is unknown\n",
+            addr.family()
+        );
         return Ok(());
     }
     let sockaddr = addr.as_ptr();

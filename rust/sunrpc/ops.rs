@@ -42,10 +42,16 @@ use core::{
 };
 use kernel::{
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Full,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Full,
+            Relaxed, //
+        },
+        lock::{
+            spinlock::SpinLockBackend,
+            Lock, //
+        }, //
     }, //
 };
 
@@ -315,18 +321,41 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
     }
 }
 
+/// Unlocks the transport if the task, whose call was sent, has it locked. A task gets in line for the lock when another
+/// one may just have sent its call, and is given the lock if that one unlocks before the first has seen that. It then
+/// would keep it until its reply is there, and nobody else could send.
+///
+/// # Safety
+///
+/// `task` has a request of `raw`, a transport of ours, and is being run. The transport is not locked by the caller.
+unsafe fn unlock_sent(raw: *mut bindings::rpc_xprt, task: *mut bindings::rpc_task) {
+    // SAFETY: The transport lives as long as the request. The field is a pointer that is read and written whole. While
+    // a task runs that is not in line, nobody gives it the lock, and nobody else takes it away.
+    let holder = unsafe { Atomic::from_ptr(&raw mut (*raw).snd_task) }.load(Relaxed);
+    if holder != task {
+        return;
+    }
+    // SAFETY: As above; the lock is initialised.
+    let lock = unsafe { Lock::<(), SpinLockBackend>::from_raw(&raw mut (*raw).transport_lock) };
+    let guard = lock.lock();
+    // SAFETY: The lock is held.
+    unsafe { release_xprt(raw, task) };
+    drop(guard);
+}
+
 /// `->wait_for_reply_request`: the task sleeps until its reply is there. A task that may fail does so when its time
 /// is over. One that waits as long as it takes sleeps for the time of one transmission at least: its time ran while
 /// there was no connection, too, and would end one that has just been made, again and again (row C114).
 ///
 /// # Safety
 ///
-/// sunrpc calls it in the task, which has a request, with the queue lock held.
-unsafe extern "C" fn wait_for_reply_request(task: *mut bindings::rpc_task) {
+/// sunrpc calls it in the task, which has a request of a transport of ours, with the queue lock held.
+pub(super) unsafe extern "C" fn wait_for_reply_request(task: *mut bindings::rpc_task) {
     // SAFETY: By the contract of this function; a task that is being run has its client. Nobody but the task looks at
     // when its time is over, and nobody else runs it before this function has returned.
     unsafe {
         let rqst = (*task).tk_rqstp;
+        unlock_sent((*rqst).rq_xprt, task);
         let over = (*rqst).rq_majortimeo;
         if u32::from((*task).tk_flags) & SOFT == 0 {
             let least =

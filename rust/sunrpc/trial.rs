@@ -90,6 +90,29 @@ impl<T: ClientTransport> TrialClient<T> {
         unsafe { (*self.raw.as_ptr()).cong / bindings::RPC_CWNDSCALE as usize }
     }
 
+    /// Some task waits for a credit, as sunrpc notes.
+    pub(crate) fn wait_for_credit(&self) {
+        // SAFETY: By the type invariant; bits are set one at a time.
+        unsafe {
+            let state = &raw mut (*self.raw.as_ptr()).state;
+            bindings::set_bit(bindings::XPRT_CWND_WAIT as usize, state);
+        }
+    }
+
+    /// Whether one is waited for.
+    pub(crate) fn awaits_credit(&self) -> bool {
+        // SAFETY: By the type invariant.
+        let state = unsafe { (*self.raw.as_ptr()).state };
+        state & (1 << bindings::XPRT_CWND_WAIT) != 0
+    }
+
+    /// Whether some task has it locked.
+    pub(crate) fn is_locked(&self) -> bool {
+        // SAFETY: By the type invariant.
+        let state = unsafe { (*self.raw.as_ptr()).state };
+        state & (1 << bindings::XPRT_LOCKED) != 0
+    }
+
     /// What tells connections apart, and losses of one.
     pub(crate) fn cookie(&self) -> u32 {
         self.connect_cookie().load(Relaxed)
@@ -289,6 +312,33 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
             (*rqst).rq_task = self.raw();
             Ok(send_request(rqst))
         }
+    }
+
+    /// It has the transport locked.
+    pub(crate) fn lock(&self) -> Result {
+        let reserve = self.xprt.ops().reserve_xprt.ok_or(ENOENT)?;
+        let guard = self.xprt.lock_transport();
+        // SAFETY: The task has sent its request, and so has a credit. The lock is held.
+        let got = unsafe { reserve(self.xprt.raw.as_ptr(), self.raw()) };
+        drop(guard);
+        if got == 0 {
+            return Err(EBUSY);
+        }
+        Ok(())
+    }
+
+    /// It waits for the reply to its call: for no time.
+    pub(crate) fn wait(&self) -> Result {
+        let wait = self.xprt.ops().wait_for_reply_request.ok_or(ENOENT)?;
+        let queue = self.xprt.lock_queue();
+        // SAFETY: The task has sent its request. The lock is held.
+        unsafe {
+            // CAST: A flag of 16 bits.
+            (*self.raw()).tk_flags = bindings::RPC_TASK_SOFT as u16;
+            wait(self.raw());
+        }
+        drop(queue);
+        Ok(())
     }
 
     /// It waits no longer for the reply to its call.

@@ -304,7 +304,10 @@ impl Fake {
     /// Queues can have so many entries, from now on.
     pub(in crate::ib) fn limit_queues(&self, entries: c_int) {
         // SAFETY: The attributes are read when a connection is made, by this thread.
-        unsafe { (*self.as_raw()).attrs.max_qp_wr = entries };
+        unsafe {
+            (*self.as_raw()).attrs.max_qp_wr = entries;
+            (*self.as_raw()).attrs.max_cqe = entries.max(4096);
+        }
     }
 
     /// Work requests complete when they are posted, from now on.

@@ -157,11 +157,10 @@ impl ServerLimits {
             let transfers = requests
                 .saturating_mul(per_request)
                 .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);
-            let send_wr = sends
-                .saturating_add(transfers)
-                .min(max_wr.saturating_sub(SPARE));
-            // Half of the queue at least is for transfers.
-            if recv_wr <= max_wr && sends <= send_wr / 2 {
+            let wanted = sends.saturating_add(transfers);
+            let send_wr = wanted.min(max_wr.saturating_sub(SPARE));
+            // There is what transfers are to have, or half of the queue at least is for them.
+            if recv_wr <= max_wr && (send_wr == wanted || sends <= send_wr / 2) {
                 return Ok(Self {
                     device: lease.name(),
                     requests,

@@ -98,7 +98,7 @@ impl<T: ServerTransport> Vtable<T> {
         buf_alloc: Some(buf_alloc),
         buf_free: Some(buf_free),
         send_request: Some(send_request::<T>),
-        wait_for_reply_request: Some(bindings::xprt_wait_for_reply_request_def),
+        wait_for_reply_request: Some(ops::wait_for_reply_request),
         close: Some(close),
         destroy: Some(destroy),
         print_stats: Some(print_stats),

@@ -19,7 +19,12 @@ mod tests {
                 }, //
             },
             passive::{
-                limits::SPARE,
+                conn::ServerConn,
+                limits::{
+                    ServerLimits,
+                    ServerParams,
+                    SPARE, //
+                },
                 listen::MAX_WAITING, //
             },
         },
@@ -137,6 +142,39 @@ mod tests {
             last = limits.requests;
         }
         assert_eq!(last, PARAMS.requests);
+        Ok(())
+    }
+
+    /// What a device makes of so many requests.
+    fn limits_of(fake: &Fake, requests: u32) -> Result<ServerLimits> {
+        let params = ServerParams { requests, ..PARAMS };
+        let mut found = None;
+        let refused = ServerConn::<Host>::new(fake.incoming(&[])?, &params, |limits| {
+            found = Some(*limits);
+            Err(EAGAIN)
+        });
+        assert!(refused.is_err());
+        found.ok_or(EINVAL)
+    }
+
+    #[test]
+    fn many_requests_are_what_a_device_with_long_queues_takes() -> Result {
+        let fake = Fake::new()?;
+        // As rxe has them.
+        fake.limit_queues(32767);
+        for requests in [4, 128, 2046, 2047, 2048, 4096, 16384] {
+            let limits = limits_of(&fake, requests)?;
+            assert_eq!(limits.requests, requests);
+            let sends = requests + PARAMS.extra;
+            assert!(limits.send_wr >= sends + sends.min(1100));
+            assert!(limits.send_wr + SPARE <= 32767 && limits.recv_wr <= 32767);
+        }
+        // No more than fit.
+        fake.limit_queues(4096);
+        let limits = limits_of(&fake, 16384)?;
+        assert!(
+            limits.requests >= 1024 && limits.send_wr + SPARE <= 4096 && limits.recv_wr <= 4096
+        );
         Ok(())
     }
 }
