@@ -218,7 +218,7 @@ def begin_second():
 
 def end_second():
     """With its last process go its file systems, with nfsd's nfsd, and then the namespace; how soon?"""
-    on_server("ip netns pids srv | xargs kill -9; ip netns delete srv")
+    on_server("ip netns pids srv | xargs kill -9; ip netns delete srv; :")
     begun = time.monotonic()
     wait_for(lambda: "h9" not in on_server("ls /sys/class/net"), 60, "the server's namespace has ended")
     return time.monotonic() - begun

@@ -131,12 +131,13 @@ def client():
             write_file(f"{at}/trace/g", data, direct=True)
             equal(parse(read(f"{TRACING}/trace")), [], "events")
 
-    with check("a port without a listener: an event for each attempt, not as many messages"):
+    with check("a port without a listener: an event for each attempt, not as many messages", 300):
         shell(run, "dmesg -C")
         begun, made, room = time.monotonic(), 0, 20
         with traced(run) as events:
-            # More than there can be messages, ten in half a minute. (mount.nfs tries again by itself.)
-            while made <= room:
+            # More than there can be messages, ten in half a minute; on a machine that is too slow for that, enough.
+            # (mount.nfs tries again by itself.)
+            while made <= room and made < 50:
                 run("mount", "-t", "nfs", "-o", f"vers=4.2,proto=rdma,port={CLOSED},retry=0",
                     f"{SERVER}:{EXPORT}", "/mnt/a", ok=False)
                 made += 1

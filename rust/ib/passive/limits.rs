@@ -29,6 +29,10 @@ const MAX_SGES: u32 = 32;
 /// Room in the send queue for transfers, whatever the number of requests: what does not fit waits.
 const MAX_TRANSFER_WRS: u32 = 2048;
 
+/// Places in a send queue at most. Adapters count the bytes of theirs: they may have fewer long work requests than
+/// `max_qp_wr` says.
+const MAX_SEND_WRS: u32 = 8192;
+
 /// The least room for transfers: as many work requests as there can be segments in a message.
 const MIN_TRANSFER_WRS: u32 = 1100;
 
@@ -39,6 +43,9 @@ const MAX_PAGES_PER_REGION: u32 = 256;
 /// Segments, each of which needs a region of its own there, in which a peer may name what it has for
 /// one region (row S21).
 const SEGMENTS_PER_REGION: u32 = 3;
+
+/// Regions of a connection there, which are made with it: some hundred MiB of memory.
+const MAX_REGIONS: u32 = 16384;
 
 /// Pages that are being read into or written from at a time, if messages are not larger: 16 MiB.
 const MANY_PAGES: u32 = 4096;
@@ -158,9 +165,19 @@ impl ServerLimits {
                 .saturating_mul(per_request)
                 .clamp(MIN_TRANSFER_WRS, MAX_TRANSFER_WRS);
             let wanted = sends.saturating_add(transfers);
-            let send_wr = wanted.min(max_wr.saturating_sub(SPARE));
+            let send_wr = wanted.min(max_wr.saturating_sub(SPARE).min(MAX_SEND_WRS));
+            let regions = if iwarp {
+                let parts = params.max_pages.checked_div(region_pages);
+                // One more for what is left.
+                requests
+                    .saturating_mul(parts.unwrap_or(0).saturating_add(1))
+                    .saturating_mul(SEGMENTS_PER_REGION)
+            } else {
+                0
+            };
             // There is what transfers are to have, or half of the queue at least is for them.
-            if recv_wr <= max_wr && (send_wr == wanted || sends <= send_wr / 2) {
+            let send_fits = send_wr == wanted || sends <= send_wr / 2;
+            if recv_wr <= max_wr && send_fits && regions <= MAX_REGIONS {
                 return Ok(Self {
                     device: lease.name(),
                     requests,
@@ -176,15 +193,7 @@ impl ServerLimits {
                     send_wr,
                     recv_wr,
                     sges,
-                    regions: if iwarp {
-                        let parts = params.max_pages.checked_div(region_pages);
-                        // One more for what is left.
-                        requests
-                            .saturating_mul(parts.unwrap_or(0).saturating_add(1))
-                            .saturating_mul(SEGMENTS_PER_REGION)
-                    } else {
-                        0
-                    },
+                    regions,
                     read_pages: if iwarp {
                         // CAST: Hundreds.
                         region_pages as usize

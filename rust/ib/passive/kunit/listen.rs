@@ -159,16 +159,28 @@ mod tests {
 
     #[test]
     fn many_requests_are_what_a_device_with_long_queues_takes() -> Result {
-        let fake = Fake::new()?;
+        let mut fake = Fake::new()?;
         // As rxe has them.
         fake.limit_queues(32767);
-        for requests in [4, 128, 2046, 2047, 2048, 4096, 16384] {
+        for (requests, granted) in [
+            (4, 4),
+            (128, 128),
+            (2046, 2046),
+            (2047, 2047),
+            (4096, 4096),
+            (16384, 4096),
+        ] {
             let limits = limits_of(&fake, requests)?;
-            assert_eq!(limits.requests, requests);
-            let sends = requests + PARAMS.extra;
+            assert_eq!(limits.requests, granted);
+            let sends = granted + PARAMS.extra;
             assert!(limits.send_wr >= sends + sends.min(1100));
             assert!(limits.send_wr + SPARE <= 32767 && limits.recv_wr <= 32767);
         }
+        // Regions for as many would take all memory there is.
+        fake.be_iwarp();
+        let limits = limits_of(&fake, 16384)?;
+        assert!(limits.requests >= 1024 && (1..=16384).contains(&limits.regions));
+        assert!(limits_of(&fake, 128)?.requests == 128);
         // No more than fit.
         fake.limit_queues(4096);
         let limits = limits_of(&fake, 16384)?;
