@@ -228,9 +228,9 @@ def end_second():
 def second_server():
     on_server(f"cat >/tmp/second <<'X'\nset -e{SECOND}X")
     on_server("cat /proc/sys/net/ipv4/ip_forward >/tmp/forward; echo 1 >/proc/sys/net/ipv4/ip_forward")
-    begin_second()
     run("ip", "route", "add", "10.2.0.0/16", "via", SERVER)
     try:
+        begin_second()
         yield
     finally:
         run("ip", "route", "del", "10.2.0.0/16")
