@@ -101,16 +101,19 @@ impl<T: ClientTransport> TrialClient<T> {
 
     /// Whether one is waited for.
     pub(crate) fn awaits_credit(&self) -> bool {
-        // SAFETY: By the type invariant.
-        let state = unsafe { (*self.raw.as_ptr()).state };
-        state & (1 << bindings::XPRT_CWND_WAIT) != 0
+        self.has(bindings::XPRT_CWND_WAIT)
     }
 
     /// Whether some task has it locked.
     pub(crate) fn is_locked(&self) -> bool {
+        self.has(bindings::XPRT_LOCKED)
+    }
+
+    /// Whether this bit of its state is set.
+    fn has(&self, bit: u32) -> bool {
         // SAFETY: By the type invariant.
         let state = unsafe { (*self.raw.as_ptr()).state };
-        state & (1 << bindings::XPRT_LOCKED) != 0
+        state & (1 << bit) != 0
     }
 
     /// What tells connections apart, and losses of one.

@@ -29,8 +29,8 @@ const MAX_SGES: u32 = 32;
 /// Room in the send queue for transfers, whatever the number of requests: what does not fit waits.
 const MAX_TRANSFER_WRS: u32 = 2048;
 
-/// Places in a send queue at most. Adapters count the bytes of theirs: they may have fewer long work requests than
-/// `max_qp_wr` says.
+/// Places in a send queue at most. A device that counts the bytes of its queues may have fewer long work requests than
+/// `max_qp_wr` says, and refuse the queue pair (from the drivers' sources; not tried).
 const MAX_SEND_WRS: u32 = 8192;
 
 /// The least room for transfers: as many work requests as there can be segments in a message.
@@ -44,7 +44,7 @@ const MAX_PAGES_PER_REGION: u32 = 256;
 /// one region (row S21).
 const SEGMENTS_PER_REGION: u32 = 3;
 
-/// Regions of a connection there, which are made with it: some hundred MiB of memory.
+/// Regions of a connection there, which are made with it: 128 MiB of siw's memory.
 const MAX_REGIONS: u32 = 16384;
 
 /// Pages that are being read into or written from at a time, if messages are not larger: 16 MiB.
