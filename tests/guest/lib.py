@@ -139,6 +139,7 @@ def check(name, limit=120):
         results.next.cancel()
     kernel_log(name)
     timer = alarm(limit, hung)
+    begun = time.monotonic()
     try:
         yield
     except Skip as skip:
@@ -152,6 +153,8 @@ def check(name, limit=120):
         keep(f"{name}: {error}")
         verdict(name, False)
     else:
+        if time.monotonic() - begun > 10:
+            say(f"took {time.monotonic() - begun:.0f} s")
         verdict(name, True)
     finally:
         timer.cancel()

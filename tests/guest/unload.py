@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 """After the last unmount the module can go, and leaves nothing; it comes back when asked for."""
 
+import ctypes
+import errno
+import itertools
 import os
 import re
 
 from events import *
 from lib import *
 from shim import *
+
+
+FINIT_MODULE = 313
+STARVED = ("/sys/kernel/debug/failslab", "/sys/kernel/debug/fail_page_alloc")
 
 
 def modules():
@@ -29,6 +36,42 @@ def gone(text):
         # The CM keeps QP 1 per port and what belongs to it.
         lines = [l for l in rdma_objects(kind) if not re.search(r"\[ib_core\]|\[ib_cm\]|lqpn 1 ", l)]
         equal(lines, [], f"{kind} left that belong to nobody known")
+
+
+def starved_load(number):
+    """Load the module with this allocation below the code of modules failing: (errno or 0, has it failed?)."""
+    fd = os.open("/run/payload/modules/rpcrdma_rust.ko", os.O_RDONLY)
+    try:
+        write("/proc/thread-self/fail-nth", str(number))
+        status = libc.syscall(FINIT_MODULE, fd, b"", 0)
+        error = status and ctypes.get_errno()
+        left = read("/proc/thread-self/fail-nth")
+        write("/proc/thread-self/fail-nth", "0")
+        return error, int(left) == 0
+    finally:
+        os.close(fd)
+
+
+def starved_loads():
+    """Load the module with each allocation failing in turn, of slabs and of pages; how many failed, and how many loads."""
+    for where in STARVED:
+        write(f"{where}/require-start", "0x" + re.search(r"(?m)^(\w+) \w _end$", read("/proc/kallsyms")).group(1))
+        write(f"{where}/require-end", "0xffffffffff000000")
+        for name, value in (("stacktrace-depth", "32"), ("verbose", "1"), ("ignore-gfp-wait", "N"), ("min-order", "0")):
+            if os.path.exists(f"{where}/{name}"):
+                write(f"{where}/{name}", value)
+    lost = 0
+    for number in itertools.count(1):
+        error, failed = starved_load(number)
+        if not error:
+            run("rmmod", MODULE)
+        expect(MODULE not in modules() and not sysctls(), f"something is left without allocation {number}")
+        if not failed:
+            equal(error, 0, "error, with all the memory it wants")
+            gone("after all of them")
+            return number - 1, lost
+        expect(error in (0, errno.ENOMEM), f"allocation {number}: {os.strerror(error)}")
+        lost += bool(error)
 
 
 if NODES == 1:
@@ -133,6 +176,13 @@ if MODULE == "rpcrdma_rust":
             gone("without tunables of the client")
         finally:
             run("rmmod", "shim")
+    with check("each allocation of its start fails once: it loads without, or leaves nothing", 600):
+        if not all(map(os.path.exists, STARVED)):
+            expect(SLOWNESS == 1, "a slow kernel, and no allocation can fail")
+            raise Skip("the kernel has no failslab or fail_page_alloc")
+        failed, lost = starved_loads()
+        say(f"{failed} allocations failed, {lost} times it was not loaded")
+        expect(lost >= 10, "hardly any mattered")
     with check("beside the C module it does not load, and leaves nothing"):
         run("modprobe", "--ignore-install", "rpcrdma")
         try:
