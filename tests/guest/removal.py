@@ -5,7 +5,7 @@ First each kind of removal many times in a row under one mount; then rounds in w
 removal, and the module is unloaded each time.
 
 removal.py [TIMES [WORD [SIDE]]]: how often in a row each kind of removal, with LONG 50 times, else once; so
-many rounds with unloads on each side, but three at least; only kinds with that word, or, with `unload`, only
+many rounds with unloads on each side, but two at least; only kinds with that word, or, with `unload`, only
 those rounds; and only at the `client`, or the `server`.
 """
 
@@ -19,7 +19,7 @@ import time
 from lib import *
 
 TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 1
-ROUNDS = max(TIMES, 3)
+ROUNDS = max(TIMES, 2)
 # In the rounds it is the module of one side that goes: ours.
 OURS = [side for side, flavour in FLAVOURS.items() if flavour == "rust"]
 SIZE = 8 << 20 if SLOWNESS == 1 else 2 << 20

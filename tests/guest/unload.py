@@ -182,7 +182,7 @@ if MODULE == "rpcrdma_rust":
             raise Skip("the kernel has no failslab or fail_page_alloc")
         failed, lost = starved_loads()
         say(f"{failed} allocations failed, {lost} times it was not loaded")
-        expect(lost >= 10, "hardly any mattered")
+        expect(lost >= 20, "hardly any mattered")
     with check("beside the C module it does not load, and leaves nothing"):
         run("modprobe", "--ignore-install", "rpcrdma")
         try:
