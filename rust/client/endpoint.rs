@@ -120,18 +120,19 @@ impl Endpoint {
     /// Takes in the grant of a reply (rows W55, C91), with which [`Self::stray`] counts anew.
     ///
     /// All Receives that the largest grant allows for are posted since before the connection was
-    /// made, so raising the window cannot outrun them.
+    /// made, so raising the window cannot outrun them. Who gets a credit by that finds that there was a grant: the
+    /// lock of the window is taken behind that.
     pub(super) fn grant(&self, credits: u32) {
         // Senders read what is beside it: it is not written for each reply.
         if self.strays.load(Relaxed) != 0 {
             self.strays.store(0, Relaxed);
         }
+        self.first.set_known();
         let grant = wire::clamp_grant(credits, self.requests);
         if grant != self.granted.load(Relaxed) {
             self.granted.store(grant, Relaxed);
             self.xprt.set_window(grant);
         }
-        self.first.set_known();
     }
 
     /// The server grants this in the answer to the connection's own call (see [`super::first`]): who waits for that

@@ -69,7 +69,7 @@ impl FirstGrant {
         self.state.store(ASKED, Relaxed);
     }
 
-    /// There is a grant.
+    /// There is a grant, which nobody has used yet.
     #[inline]
     pub(super) fn set_known(&self) {
         // Senders read it: it is not written for each reply.

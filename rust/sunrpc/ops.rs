@@ -533,7 +533,9 @@ unsafe extern "C" fn set_connect_timeout<T: ClientTransport>(
             timeout.to_initval = connect.max(2 * INIT_REESTABLISH);
             timeout.to_maxval = timeout.to_initval;
             own.write(timeout);
-            (*raw).timeout = own;
+            // Readers take no lock.
+            kernel::sync::barrier::smp_wmb();
+            (&raw mut (*raw).timeout).write_volatile(own);
             (*raw).connect_timeout = connect;
         }
         if reconnect < (*raw).max_reconnect_timeout {

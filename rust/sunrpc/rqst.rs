@@ -294,7 +294,7 @@ pub(crate) struct Filled {
 /// value exists: sunrpc waits before it releases or encodes it anew (row L28).
 ///
 /// Dropping it without completing leaves the RPC waiting: it is sent again when the connection has
-/// been lost (row C97). All methods take sunrpc's queue lock, which nothing here ever exposes.
+/// been lost (row C97). Those that complete it take sunrpc's queue lock, which nothing here ever exposes.
 ///
 /// # Invariants
 ///

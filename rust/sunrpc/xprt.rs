@@ -233,8 +233,8 @@ impl<T: ClientTransport> Core<T> {
     /// Makes sunrpc close the connection as soon as nobody has the transport locked.
     pub(crate) fn force_disconnect(&self) {
         self.own.renew.store(true, Relaxed);
-        // SAFETY: The transport is alive, or being destroyed: then the lock bit is taken for good,
-        // and the function does no more than to set a flag.
+        // SAFETY: The transport is alive, or being destroyed: who destroys it takes the lock bit for good, and waits
+        // for a close that was queued before. From then on the function does no more than to set a flag.
         unsafe { bindings::xprt_force_disconnect(self.raw()) };
     }
 
@@ -377,7 +377,8 @@ impl<T: ClientTransport> Core<T> {
     pub(crate) fn reset_window(&self) {
         let guard = self.lock_transport();
         // SAFETY: The transport's memory is valid, and its lock, which protects these fields of the
-        // requests too, is held.
+        // requests too, is held. (Requests that are free, or handed over, are zeroed without it: to what is written
+        // here.)
         unsafe {
             for slot in self.own.pool.iter() {
                 (*slot.rqst()).rq_cong = 0;

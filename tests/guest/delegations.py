@@ -236,10 +236,15 @@ def numbers():
         with server_folder("d"), mounted("4.1") as at, other_client("4.1"), \
                 probes(on_server, "f:probe_xprt xprt_reserve_xprt_cong slots=xprt->max_reqs "
                        "first=xprt->timeout->to_initval most=xprt->timeout->to_maxval "
-                       "kind=xprt->xprt_class->ident:x32") as events:
+                       "kind=xprt->xprt_class->ident:x32",
+                       "f:probe_reply xprt_complete_rqst pin=task->tk_rqstp->rq_pin.counter "
+                       "kind=task->tk_xprt->xprt_class->ident:x32") as events:
             recalled("d/n", at)
         told = {text.partition("slots=")[2] for text in of(events, "probe_xprt") if "kind=0x80000100" in text}
         equal(told, {f"2 first={60 * HZ} most={60 * HZ} kind=0x80000100"}, "slots and times")
+        # From then on sunrpc takes no lock to let go of a request that ends by itself: only a pin keeps it.
+        pins = [number(text, "pin") for text in of(events, "probe_reply") if "kind=0x80000100" in text]
+        expect(pins and min(pins) > 0, f"pins of requests whose replies are there: {pins}")
 
 
 def small():

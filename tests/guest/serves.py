@@ -61,7 +61,7 @@ with check("debugfs: which client has which queue pair"):
         expect({words["qp"] for words in found} <= queue_pairs(on_server("rdma resource show qp")), "queue pairs")
         for words in found:
             equal([words[name] for name in ("device", "credits", "receives", "replies", "payload_pages", "congested")],
-                  [f"{RDMA}0", "128", "146", "0", "0", "0"], "device, credits, what is posted")
+                  [f"{RDMA}0", "128", "148", "0", "0", "0"], "device, credits, what is posted")
 
 for name, (default, low, high) in TUNABLES.items():
     with check(f"server's {name}: default, mode and range"):

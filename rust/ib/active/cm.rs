@@ -112,7 +112,8 @@ impl Events {
 
     /// Makes the step that is waited for, and all later ones, fail. Does not sleep.
     pub(super) fn abort(&self, e: Error) {
-        self.state.lock().aborted.get_or_insert(e);
+        let mut state = self.state.lock();
+        state.aborted.get_or_insert(e);
         self.step.complete();
     }
 
@@ -129,7 +130,9 @@ impl Events {
     }
 
     fn finish(&self, outcome: Result) {
-        self.state.lock().outcome = Some(outcome);
+        // Under the lock: who finds the outcome without having waited for it may have begun the next step else.
+        let mut state = self.state.lock();
+        state.outcome = Some(outcome);
         self.step.complete();
     }
 

@@ -83,9 +83,10 @@ use kernel::{
 /// What uses a connection.
 ///
 /// The methods are called from completion handlers of the connection, in process context, without
-/// locks held (`lost` also when a Send cannot be posted, with the spin locks of whoever posts); they
-/// must not sleep. Receives are handled one at a time, and so are completions on
-/// the send queue, but the two run concurrently. None is called after [`Conn::shutdown`].
+/// locks held; they must not sleep. Receives are handled one at a time, and so are completions on
+/// the send queue, but the two run concurrently. `writable` is also called by a worker and by whoever gives regions
+/// back; `fenced` also while the connection is taken apart; `lost` with the spin locks of who cannot post, or with
+/// locks of the device. None but `writable` is called after [`Conn::shutdown`].
 pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// What keeps memory that a peer may reach from being freed or reused.
     type Lease: Lease;

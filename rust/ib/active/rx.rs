@@ -275,17 +275,16 @@ impl<P: Protocol> Inner<P> {
         if self.closed.load(Acquire) {
             return;
         }
-        let mut free = {
-            let mut pool = self.rx().lock();
-            // CAST: Buffers are counted in hundreds.
-            if pool.free.len() < self.limits().rx_batch as usize {
-                return;
-            }
-            pool.free.take()
-        };
-        let count = free.len();
+        // Posted under the lock: between taking and posting one handler would have as many as there are to
+        // spare, while the other one takes as many again.
+        let mut pool = self.rx().lock();
+        let count = pool.free.len();
+        // CAST: Buffers are counted in hundreds.
+        if count < self.limits().rx_batch as usize {
+            return;
+        }
         let mut first: *mut bindings::ib_recv_wr = core::ptr::null_mut();
-        while let Some(buf) = free.pop() {
+        while let Some(buf) = pool.free.pop() {
             trace::xprtrdma_post_recv(|| (self.rx_cid(buf.number),));
             let raw = KBox::into_raw(buf);
             // SAFETY: Just leaked, so it stays where it is and nobody else has it.
@@ -295,6 +294,7 @@ impl<P: Protocol> Inner<P> {
         }
         // SAFETY: Receives into mapped buffers that stay until their completion.
         let result = unsafe { self.post_recv(first) };
+        drop(pool);
         self.proto().receives_posted(
             self.rx_queue(),
             count,

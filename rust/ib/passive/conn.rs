@@ -2,7 +2,7 @@
 
 //! A connection: what it is made of, how it is set up, and how it ends.
 //!
-//! Memory of a connection, in the steady state: for each of the `requests + extra + batch` Receives
+//! Memory of a connection, in the steady state: for each of the `requests + 2 extra + batch` Receives
 //! one buffer, and one for each reply that was being sent at the same time as others since the
 //! connection was idle.
 

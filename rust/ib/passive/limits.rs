@@ -150,8 +150,9 @@ impl ServerLimits {
         let mut requests = params.requests;
         loop {
             let rx_batch = (requests / 8).clamp(1, 16);
+            // The answer to a message of ours may be there before the buffer of the one before it is back.
             let messages = requests
-                .saturating_add(params.extra)
+                .saturating_add(params.extra.saturating_mul(2))
                 .saturating_add(rx_batch);
             let recv_wr = messages.saturating_add(DRAIN);
             let sends = requests.saturating_add(params.extra);

@@ -4,9 +4,10 @@
 //!
 //! Buffers belong to the device from posting to completion, then to the [`Message`], which the
 //! protocol drops as soon as it has copied what it needs; the buffer is posted again by whoever
-//! drops it. There are `requests + extra + batch` buffers. Of these, fewer than `batch` lie idle,
-//! and those in messages stand for requests that the peer has outstanding, so that a peer which
-//! respects its credits never finds the ring empty (row W53).
+//! drops it. There are `requests + 2 extra + batch` buffers. Of these, fewer than `batch` lie idle,
+//! and those in messages stand for requests that the peer has outstanding, or for answers to ours, which may
+//! be sent again before their buffers are back: so a peer which respects its credits never finds the ring empty
+//! (row W53).
 
 use super::conn::{
     Service,

@@ -361,7 +361,8 @@ pub(super) unsafe fn reply(svc: *mut bindings::svc_xprt, xid: u32, credits: u32,
     }
     let _guard = queue_lock.lock();
     // SAFETY: The queue lock is held: it keeps the request that is found in the receive queue, and
-    // its task and buffers, until it is completed, which is the last access.
+    // its task and buffers, as long as it is said to wait for its reply. A task that ends when that is not
+    // said any more, amid the completion, takes no lock, but looks for the pin.
     unsafe {
         let rqst = bindings::xprt_lookup_rqst(raw, xid.to_be());
         if rqst.is_null() {
@@ -377,8 +378,10 @@ pub(super) unsafe fn reply(svc: *mut bindings::svc_xprt, xid: u32, credits: u32,
             return;
         }
         bindings::memcpy(head.iov_base, msg.as_ptr().cast(), msg.len());
+        bindings::xprt_pin_rqst(rqst);
         // CAST: Messages are at most 64 KiB.
         bindings::xprt_complete_rqst((*rqst).rq_task, msg.len() as c_int);
+        bindings::xprt_unpin_rqst(rqst);
     }
 }
 

@@ -396,7 +396,8 @@ impl SvcHandle {
     /// The transport is to be closed by a thread of the service (row S72). Any context.
     pub(crate) fn close(&self) {
         // The service may take the transport down as soon as it is queued, and be gone before it has been told of
-        // it. nfsd waits for those who are here before it frees what they use.
+        // it. nfsd waits for those who are here before it frees what they use: with threads, by a grace period of its
+        // net's reference count; without, only listeners are there, whose handlers are waited for at their end.
         let _rcu = rcu::read_lock();
         // SAFETY: The transport is initialised. When it is dead already, its flags keep it from
         // being queued.

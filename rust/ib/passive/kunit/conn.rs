@@ -40,7 +40,7 @@ mod tests {
     fn receives_for_all_credits_are_posted_before_there_is_an_answer() -> Result {
         let (fake, _, _, conn) = server()?;
         let limits = *conn.limits();
-        let wanted = PARAMS.requests + PARAMS.extra + limits.rx_batch;
+        let wanted = PARAMS.requests + 2 * PARAMS.extra + limits.rx_batch;
         assert_eq!(limits.messages, wanted);
         assert_eq!(fake.receives(), wanted as usize);
         Ok(())
