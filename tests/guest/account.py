@@ -26,6 +26,8 @@ DEBUG = os.path.exists("/sys/kernel/debug/kmemleak")
 # Probes at the end of functions give each task a page of its own, which it keeps.
 PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events || exit 0; "
          "for on in 1 0; do echo $on >events/fprobes/account/enable; done; echo -:account >>dynamic_events")
+# What mounts, Kerberos and namespaces have the kernel load.
+MODULES = "nfsv3 nfsv4 rpcsec_gss_krb5 cts sch_netem veth"
 # Of one of the general caches (kmalloc-96, ...), whose noise was up to 97 KiB: the context of a call that
 # was leaked on purpose, 96 bytes, took 874 KiB after the names of a suite.
 KMALLOC = 300 << 10
@@ -110,11 +112,10 @@ def begin():
             write_file(f"{at}/account", random_bytes(4 << 20), direct=vers == "3")
             read_file(f"{at}/account")
             os.unlink(f"{at}/account")
-    # A kernel without BTF has no such probes.
+    # A kernel without BTF has no such probes. What a module has stays, also of those that only tests want.
     for command in machines().values():
-        command(f"({PROBE}) 2>/dev/null")
-    # Tests may mount there too; what a module has stays.
-    on_server("modprobe -a nfsv3 nfsv4; nfsd-down")
+        command(f"({PROBE}) 2>/dev/null; modprobe -a {MODULES}; true")
+    on_server("nfsd-down")
     try:
         time.sleep(2)
         write(NOTES, json.dumps(everywhere()))
