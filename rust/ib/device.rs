@@ -50,8 +50,9 @@ use kernel::{
 
 /// Somebody who wants to know when what it uses is about to go.
 pub(super) trait Link: Send + Sync + 'static {
-    /// Called in any context (a queue pair's event may come in an interrupt), maybe with locks of the caller held:
-    /// must not sleep and only schedules what has to be done. May be called more than once.
+    /// Called in process context, that of an accepted connection in any (a queue pair's event may come in an
+    /// interrupt); maybe with locks of the caller held: must not sleep and only schedules what has to be done. May be
+    /// called more than once.
     fn lost(&self, why: Lost);
 }
 

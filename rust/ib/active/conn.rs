@@ -86,7 +86,8 @@ use kernel::{
 /// locks held; they must not sleep. Receives are handled one at a time, and so are completions on
 /// the send queue, but the two run concurrently. `writable` is also called by a worker and by whoever gives regions
 /// back; `fenced` also while the connection is taken apart; `lost` with the spin locks of who cannot post, or with
-/// locks of the device. None but `writable` is called after [`Conn::shutdown`].
+/// locks of the device; what is told of things that were made or posted, also before the connection is there. None
+/// but `writable` is called after [`Conn::shutdown`].
 pub(crate) trait Protocol: Sized + Send + Sync + 'static {
     /// What keeps memory that a peer may reach from being freed or reused.
     type Lease: Lease;
