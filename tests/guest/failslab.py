@@ -38,6 +38,8 @@ SHOWN = {"kmem/kmalloc": "call_site >= 0xffffffffa0000000",
 PROBES = {"failslab_k": "krealloc_node_align_noprof", "failslab_kv": "kvrealloc_node_align_noprof"}
 # Pages for these are no allocation of the module's. (A slab needs one when it is used up, which is not met again.)
 OTHERS = re.compile("slab|sheaf|stack_depot|kasan_|kmemleak")
+# What comes from outside: what was at work until then has nothing to do with what is allocated inside.
+INTERRUPT = re.compile("handle_softirqs|common_interrupt|sysvec_")
 SIZE = 160 << 10
 # So often at most the work is done until an allocation fails.
 TRIES = 6
@@ -85,7 +87,8 @@ def places():
     found, kind, frames = {}, None, []
 
     def close():
-        ours = [[address, name] for address, name in frames if first <= address < end]
+        inside = itertools.takewhile(lambda frame: not INTERRUPT.search(frame[1]), frames)
+        ours = [[address, name] for address, name in inside if first <= address < end]
         strange = kind == "page" and any(OTHERS.search(name) for _, name in frames)
         if ours and not strange:
             found[kind, tuple(address for address, _ in ours)] = ours
