@@ -10,10 +10,11 @@
 # make demo|test|bench
 # make soak HOURS=2    random work and accidents, our module on both ends; SEED= repeats one
 # make parity         which rows of Documentation/parity.md no test vouches for
-# make test-long       what tests/run has a letter or a + for: more files and pairings, hours on a small machine
+# make test-more       guest tests that the 20 minutes of `make test` have no room for
+# make test-long       what tests/run has a mark for: more files and pairings, hours on a small machine
 # make debug           build a debug kernel (once, more than 10 minutes) and the module for it
 # make kcsan           the same of a kernel that looks for data races
-# make test-debug      the guest tests of `make test` and some for it alone, over rxe and siw
+# make test-debug      the guest tests of both and some for it alone, over rxe and siw
 # make clean           remove what was built in this directory
 # make distclean       ... and the cache directory: toolchain, kernels, guests
 
@@ -40,6 +41,9 @@ demo:
 
 test:
 	@tests/all
+
+test-more: all
+	@tests/run --more
 
 test-long:
 	@tests/all --long
@@ -70,4 +74,4 @@ clean:
 distclean: clean
 	@$(kernel) distclean
 
-.PHONY: all update check install uninstall demo test test-long debug kcsan test-debug soak bench parity clean distclean
+.PHONY: all update check install uninstall demo test test-more test-long debug kcsan test-debug soak bench parity clean distclean
