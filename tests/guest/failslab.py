@@ -46,6 +46,8 @@ TRIES = 6
 LIMIT = 3600 if LONG else 900
 # Places that have failed.
 tried = {"client": set(), "server": set()}
+# Where, on some way there, an allocation has failed.
+sites = {"client": set(), "server": set()}
 
 
 def shell_of(side):
@@ -115,6 +117,9 @@ class Place:
         self.address = min((address for address, _ in frames), key=all_frames.count)
         self.kind, self.key = kind, (kind, self.address)
         names = [spoken(name) for _, name in frames]
+        # The call of the allocator, and what generic code is between that and ours.
+        depth = next((n for n, name in enumerate(names) if name.startswith(MODULE)), len(names))
+        self.site = kind, tuple(address for address, _ in frames[:depth + 1])
         mine = [name.removeprefix(MODULE + "::") for name in names if name.startswith(MODULE)]
         self.name = " < ".join(list(dict.fromkeys(mine or names))[:3])
 
@@ -262,6 +267,7 @@ def each_place(side, work):
                 fired = faults[place.kind].stop()
             if fired:
                 tried[side].add(place.key)
+                sites[side].add(place.site)
                 break
             # Nothing has failed on purpose.
             equal(error, None, f"error on the way to {place.name}")
@@ -270,8 +276,12 @@ def each_place(side, work):
             errors.append(error)
             # With that allocation there, all is as it was.
             equal(work(number + 1), None, f"error after an allocation failed at {place.name}")
-    left = [place.name for place in new if place.key not in tried[side]]
+    left = [place for place in new if place.key not in tried[side]]
     say(f"{len(found)} places, {len(new)} of them not tried before, at {len(new) - len(left)} an allocation failed")
+    # Some ways are rare, as what is free when a connection breaks is a matter of time.
+    known = [place.name for place in left if place.site in sites[side]]
+    left = [place.name for place in left if place.site not in sites[side]]
+    say(f"not met in {TRIES} tries, but the same call of the allocator failed on other ways: {known}")
     if FLAVOURS[side] == "rust":
         equal(left, [], f"places that were not met in {TRIES} tries")
     else:
