@@ -150,11 +150,11 @@ impl ClientTransport for Rdma {
             }
             return;
         };
-        conn.proto().report_loss();
+        conn.proto().report_end(closing);
         trace::xprtrdma_disconnect(|| (xprt.traced(), 0, 1));
         // Row X23.
         let proof = match closing {
-            Closing::Renew => {
+            Closing::Renew(_) => {
                 let (proof, spare) = conn.retire();
                 lock.spare = spare;
                 proof

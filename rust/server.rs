@@ -128,6 +128,7 @@ impl ServerTransport for RdmaServer {
         rqst: &mut CallRqst<'_>,
     ) -> Result<Option<KBox<CallCtxt>>> {
         recv::receive(conn, work, rqst)
+            .inspect_err(|&e| conn.report_end("a call cannot be received", e))
     }
 
     fn result_payload(ctxt: &mut CallCtxt, at: u32, len: u32) {
@@ -135,7 +136,7 @@ impl ServerTransport for RdmaServer {
     }
 
     fn send(conn: &Connection, ctxt: &mut CallCtxt, rqst: &mut ReplyRqst<'_>) -> Result {
-        send::send(conn, ctxt, rqst)
+        send::send(conn, ctxt, rqst).inspect_err(|&e| conn.report_end("a reply cannot be sent", e))
     }
 
     fn send_call(conn: &Connection, xid: u32, call: &XdrView<'_>) -> Result {

@@ -130,10 +130,55 @@ pub(crate) enum SendError {
 /// Why a connection is torn down.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closing {
-    /// It was lost or is of no use any more: there will be another one.
-    Renew,
+    /// It was lost or is of no use any more, for this reason: there will be another one.
+    Renew(Ended),
     /// Nobody needs one: it is idle, or the transport goes.
     Done,
+}
+
+/// Why there will be another connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Whoever asked for it knows, and has told or will.
+    Told = 1,
+    /// A call had no reply in time.
+    NoReply,
+    /// A call wants no reply, so that its credit does not come back.
+    NoReplyWanted,
+    /// Calls that nobody waits for any more hold all credits.
+    Spent,
+    /// The server has invalidated the key of the memory that pads calls.
+    NoPad,
+    /// Fault injection of sunrpc.
+    Injected,
+}
+
+impl Ended {
+    /// The reason with this number, if it is one.
+    fn from_u32(number: u32) -> Option<Self> {
+        [
+            Self::Told,
+            Self::NoReply,
+            Self::NoReplyWanted,
+            Self::Spent,
+            Self::NoPad,
+            Self::Injected,
+        ]
+        .into_iter()
+        .find(|&why| why as u32 == number)
+    }
+
+    /// For the log, where nobody else tells.
+    pub(crate) fn text(self) -> Option<&'static str> {
+        match self {
+            Self::Told => None,
+            Self::NoReply => Some("a call had no reply in time"),
+            Self::NoReplyWanted => Some("a call wants no reply, and its credit is not given back"),
+            Self::Spent => Some("calls that were given up have all credits"),
+            Self::NoPad => Some("the server has invalidated the memory that pads calls"),
+            Self::Injected => Some("fault injection"),
+        }
+    }
 }
 
 /// A kind of transport.

@@ -21,6 +21,8 @@ use crate::{
     },
     rt::ratelimit::say,
     sunrpc::{
+        Closing,
+        Ended,
         PayloadLease,
         XprtHandle, //
     },
@@ -81,17 +83,28 @@ impl Endpoint {
         }
     }
 
-    /// Says why the connection was lost, if it was.
-    pub(super) fn report_loss(&self) {
-        if let Some(why) = self.why.as_ref() {
-            say!(
-                pr_notice,
-                "connection to server {} by device {} is lost: {}\n",
-                self.xprt.addr().text(),
-                self.device,
-                why
-            );
+    /// Says why the connection was lost or is ended, if nobody has.
+    pub(super) fn report_end(&self, closing: Closing) {
+        match (self.why.as_ref(), closing) {
+            (Some(why), _) => self.say_end("is lost", why),
+            (None, Closing::Renew(ended)) => {
+                if let Some(why) = ended.text() {
+                    self.say_end("is made anew", why);
+                }
+            }
+            (None, Closing::Done) => {}
         }
+    }
+
+    fn say_end(&self, what: &str, why: impl fmt::Display) {
+        say!(
+            pr_notice,
+            "connection to server {} by device {} {}: {}\n",
+            self.xprt.addr().text(),
+            self.device,
+            what,
+            why
+        );
     }
 
     /// Takes in what the peer said about itself (RFC 8797; row W49).
@@ -211,9 +224,9 @@ impl Protocol for Endpoint {
             let server = self.xprt.addr();
             trace::xprtrdma_device_removal(|| (self.device.as_c_str(), server));
         }
-        // Nothing is printed here, maybe under the locks of whoever posts: `report_loss` does, when
+        // Nothing is printed here, maybe under the locks of whoever posts: `report_end` does, when
         // the connection is closed, which is next.
         self.why.populate(why);
-        self.xprt.force_disconnect();
+        self.xprt.force_disconnect(Ended::Told);
     }
 }

@@ -23,6 +23,7 @@ use crate::{
         ratelimit::say, //
     },
     sunrpc::{
+        Ended,
         PayloadLease,
         PinnedRqst, //
     },
@@ -69,10 +70,17 @@ pub(super) fn receive(
             let pad_is_gone = proof.as_ref().is_some_and(RemoteInvalidated::is_pad);
             let broken = proof.is_some_and(|proof| !late && !proof.is_idle());
             if broken || (matches!(nobody, Nobody::Stray) && endpoint.stray()) {
-                violation(endpoint);
+                violation(
+                    endpoint,
+                    if broken {
+                        "with its message it invalidates memory of another call"
+                    } else {
+                        "it sends more messages that answer nothing than there can be"
+                    },
+                );
             } else if pad_is_gone {
                 // It was a key of the call, too: another connection has another one.
-                endpoint.xprt.force_disconnect();
+                endpoint.xprt.force_disconnect(Ended::NoPad);
             }
             return;
         }
@@ -87,7 +95,10 @@ pub(super) fn receive(
     match reply.rqst.slot().take_exposed() {
         Ok(None) => {
             if proof.is_some() {
-                violation(endpoint);
+                violation(
+                    endpoint,
+                    "with a reply it invalidates memory, and none of the call's is exposed",
+                );
                 return;
             }
             endpoint.xprt.note_traffic();
@@ -96,7 +107,10 @@ pub(super) fn receive(
         Ok(Some(set)) => reply.fence(endpoint, cx, set, proof),
         Err(_) => {
             // The call was not sent on this connection, or is answered a second time.
-            violation(endpoint);
+            violation(
+                endpoint,
+                "it answers a call twice, or one that it has not been sent",
+            );
         }
     }
 }
@@ -171,15 +185,16 @@ fn not_ours(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
 
 /// The peer does what no peer may do: nothing that it says can be relied on.
 #[cold]
-fn violation(endpoint: &Endpoint) {
+fn violation(endpoint: &Endpoint, what: &str) {
     endpoint.stats.bad_reply.inc();
     say!(
         pr_warn,
-        "server {} by device {}: its message does what none may do, connecting anew\n",
+        "server {} by device {}: {}, connecting anew\n",
         endpoint.xprt.addr().text(),
-        endpoint.device
+        endpoint.device,
+        what
     );
-    endpoint.xprt.force_disconnect();
+    endpoint.xprt.force_disconnect(Ended::Told);
 }
 
 /// A call from the server (RFC 8167; rows B3 to B5).
@@ -198,7 +213,7 @@ fn call(endpoint: &Endpoint, msg: &RxMsg<Endpoint>) {
             endpoint.xprt.addr().text(),
             endpoint.device
         );
-        endpoint.xprt.force_disconnect();
+        endpoint.xprt.force_disconnect(Ended::Told);
     }
 }
 
@@ -226,7 +241,10 @@ impl Reply {
                 });
                 if set.remote_invalidated(proof).is_err() {
                     self.rqst.slot().put(Memory::Out(set));
-                    violation(endpoint);
+                    violation(
+                        endpoint,
+                        "with a reply it invalidates what is not the call's memory",
+                    );
                     return;
                 }
             }
@@ -273,7 +291,7 @@ impl Reply {
         if again {
             // Another connection has another one. Not earlier: each connection has to complete at
             // least one RPC, or there would be no end to it.
-            endpoint.xprt.force_disconnect();
+            endpoint.xprt.force_disconnect(Ended::NoPad);
         }
     }
 

@@ -23,6 +23,7 @@ use crate::{
         Service, //
     },
     rt::{
+        err,
         net::SockAddr,
         pagevec::PageVec,
         ratelimit::say, //
@@ -100,6 +101,12 @@ impl Peer {
     fn deliver(&self, result: Result<(), Work>) {
         // There is room for what a client that respects its credits can cause.
         if result.is_err() {
+            say!(
+                pr_warn,
+                "client {} by device {}: more calls than it has credits for, its connection ends\n",
+                self.addr.text(),
+                self.device
+            );
             self.handle.close();
         }
     }
@@ -268,6 +275,21 @@ impl Connection {
     /// Takes a context back.
     pub(super) fn put_ctxt(&self, ctxt: KBox<CallCtxt>) {
         self.rdma.service().ctxts.put(ctxt);
+    }
+
+    /// Says why the connection ends, unless that is because it has ended.
+    #[cold]
+    pub(super) fn report_end(&self, what: &str, error: Error) {
+        if error != err::enotconn() {
+            say!(
+                pr_notice,
+                "connection of client {} by device {} ends, as {}: {:?}\n",
+                self.rdma.peer().text(),
+                self.rdma.limits().device,
+                what,
+                error
+            );
+        }
     }
 
     /// Answers a call that cannot be served. May sleep.

@@ -132,7 +132,7 @@ fn attempt<T: ClientTransport>(xprt: &Xprt<T>, lock: &mut SendLock<'_, T>) -> Re
     xprt.own.news.store(T::news(), Relaxed);
     // Traffic can come before the caller sees the connection.
     xprt.own.life.store(life::SILENT, Relaxed);
-    xprt.own.renew.store(false, Relaxed);
+    xprt.own.renew.store(0, Relaxed);
     xprt.own.stopped.store(false, Relaxed);
     T::connect(xprt, lock)
 }

@@ -23,6 +23,7 @@ use super::{
     },
     ClientTransport,
     Closing,
+    Ended,
     SendError,
     SlotState, //
 };
@@ -233,7 +234,7 @@ unsafe extern "C" fn buf_free<T: ClientTransport>(task: *mut bindings::rpc_task)
         return;
     };
     if xprt.is_spent() && xprt.is_connected() {
-        xprt.force_disconnect();
+        xprt.force_disconnect(Ended::Spent);
     }
     if slot.is_home() {
         return;
@@ -306,7 +307,7 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
         Err(SendError::NotConnected) => {
             if xprt.is_connected() {
                 // SAFETY: `XPRT_LOCKED` is held.
-                unsafe { close_locked(xprt, Closing::Renew) };
+                unsafe { close_locked(xprt, Closing::Renew(Ended::Told)) };
             }
             err::enotconn().to_errno()
         }
@@ -440,7 +441,7 @@ unsafe fn send<T: ClientTransport>(
     // SAFETY: The pinned request keeps its task.
     if unsafe { bindings::rpc_reply_expected(task) } == 0 {
         // Rows C62, X24: its credit comes back with a new connection only. The call counts as sent.
-        xprt.force_disconnect();
+        xprt.force_disconnect(Ended::NoReplyWanted);
     }
     Ok(())
 }
@@ -483,11 +484,8 @@ unsafe extern "C" fn close<T: ClientTransport>(raw: *mut bindings::rpc_xprt) {
     // SAFETY: sunrpc calls this with a transport of this type.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
     // Each request of ours is for one connection: when the idle timer closes, the next time, it is over.
-    let closing = if xprt.own.renew.xchg(false, Relaxed) {
-        Closing::Renew
-    } else {
-        Closing::Done
-    };
+    let closing =
+        Ended::from_u32(xprt.own.renew.xchg(0, Relaxed)).map_or(Closing::Done, Closing::Renew);
     // SAFETY: As above, with `XPRT_LOCKED` held.
     unsafe { close_locked(xprt, closing) };
 }
@@ -507,7 +505,7 @@ unsafe extern "C" fn timer<T: ClientTransport>(
     // one is made. That says nothing about the connection; and if attempts were far apart because of
     // it, the time of many requests would always be over when one succeeds.
     xprt.note_traffic();
-    xprt.force_disconnect();
+    xprt.force_disconnect(Ended::NoReply);
 }
 
 /// `->set_connect_timeout`: only ever shortens what there is, in jiffies. Takes the transport lock; does not
@@ -578,5 +576,5 @@ unsafe extern "C" fn inject_disconnect<T: ClientTransport>(raw: *mut bindings::r
     // not always have it locked: tasks whose requests others have sent come here too.
     let xprt = unsafe { Xprt::<T>::from_raw(raw) };
     trace::xprtrdma_op_inject_dsc(|| (xprt.traced(),));
-    xprt.force_disconnect();
+    xprt.force_disconnect(Ended::Injected);
 }

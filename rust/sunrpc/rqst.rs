@@ -17,6 +17,7 @@ use super::{
     },
     xprt::Core,
     ClientTransport,
+    Ended,
     SendError, //
 };
 use crate::{
@@ -442,7 +443,7 @@ impl<T: ClientTransport> PinnedRqst<T> {
             // The lease says nothing about this request's memory: do not complete it.
             pr_warn_once!("a request was to be completed with the lease of another one\n");
             // SAFETY: The pinned request keeps the transport.
-            unsafe { self.core.as_ref() }.force_disconnect();
+            unsafe { self.core.as_ref() }.force_disconnect(Ended::Told);
             return;
         }
         let this = ManuallyDrop::new(self);

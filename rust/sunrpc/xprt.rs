@@ -8,7 +8,8 @@ use super::{
     bc::BcPool,
     rqst::PinnedRqst,
     slot::SlotPool,
-    ClientTransport, //
+    ClientTransport,
+    Ended, //
 };
 use crate::{
     bindings,
@@ -94,8 +95,8 @@ pub(super) struct Own<T: ClientTransport> {
     /// One of `life`. Written with `XPRT_LOCKED` held, except that [`Core::note_traffic`] turns
     /// `SILENT` into `USEFUL`.
     pub(super) life: Atomic<u32>,
-    /// We asked for the connection to be closed, so that there will be another one.
-    pub(super) renew: AtomicFlag,
+    /// We asked for the connection to be closed, so that there will be another one: why, one of [`Ended`], or 0.
+    pub(super) renew: Atomic<u32>,
     /// The last attempt to connect ended because [`Xprt::stops`] said so.
     pub(super) stopped: AtomicFlag,
     /// Row X22: the last attempt failed, or brought a connection that died without traffic.
@@ -137,7 +138,7 @@ impl<T: ClientTransport> Own<T> {
             handles: Refcount::new(1),
             no_handles <- Completion::new(),
             life: Atomic::new(life::DOWN),
-            renew: AtomicFlag::new(false),
+            renew: Atomic::new(0),
             stopped: AtomicFlag::new(false),
             distrust: AtomicFlag::new(false),
             tried <- new_spinlock!(SockAddr::none()),
@@ -231,8 +232,8 @@ impl<T: ClientTransport> Core<T> {
     }
 
     /// Makes sunrpc close the connection as soon as nobody has the transport locked.
-    pub(crate) fn force_disconnect(&self) {
-        self.own.renew.store(true, Relaxed);
+    pub(crate) fn force_disconnect(&self, why: Ended) {
+        self.own.renew.store(why as u32, Relaxed);
         // SAFETY: The transport is alive, or being destroyed: who destroys it takes the lock bit for good, and waits
         // for a close that was queued before. From then on the function does no more than to set a flag.
         unsafe { bindings::xprt_force_disconnect(self.raw()) };

@@ -98,6 +98,11 @@ def accepting():
         serves()
 
 
+def tells_why(why, mark):
+    wanted = rf"connection of client [0-9.]+:\d+ by device {RDMA}0 ends, as {why}"
+    expect(any(re.search(wanted, l) for l in log(on_server, mark)), f"no {wanted!r} in {log(on_server, mark)}")
+
+
 def posting():
     message = null(20, 99)
     not_posted = r"cq\.id=[1-9]\d* cid=\d+ sc_sq_avail=\d+/\d+ status=-12$"
@@ -106,6 +111,7 @@ def posting():
                 nothing_left(on_server, "what is in use"), \
                 shows(on_server, {"svcrdma_sq_post_err": [not_posted]}):
             before, peer = server_connections(), Peer()
+            mark = mark_log(on_server)
             good(peer)
             rkey, addr = peer.memory(message)
             fail(on_server, verb)
@@ -113,6 +119,7 @@ def posting():
             is_closed(before)
             unanswered(peer)
             equal(counts(on_server, verb)[1], 1, "calls that failed")
+            tells_why("a call cannot be received: ENOMEM", mark)
             peer.close()
             serves()
     for name, verb in (("a reply", "post_send"), ("part of a reply", "post_part")):
@@ -121,6 +128,7 @@ def posting():
                 shows(on_server, {"svcrdma_send_err": [WHO + "xid=0x0000001f status=-12"],
                                   "svcrdma_sq_post_err": [not_posted]}, "sunrpc/svc_send") as events:
             before, peer = server_connections(), Peer()
+            mark = mark_log(on_server)
             good(peer)
             space = peer.space(64)
             key, at = space.rkey, space.buf
@@ -129,6 +137,7 @@ def posting():
             last_send(peer, fixed(31) + lists((), [[(key, 4, at)] * 30] * 2, [(key, 40, at)]) + null(31))
             is_closed(before)
             equal(counts(on_server, verb)[1], 1, "calls that failed")
+            tells_why("a reply cannot be sent: ENOMEM", mark)
             peer.close()
             serves()
         equal([number(t, "status") for t in of(events, "svc_send") if number(t, "xid") == 31], [-107],

@@ -877,6 +877,8 @@ for name in (SIZE, SIZE + 1, 700, 1500, 3500):
         write_file(f"{AT}/{FOLDER}/{name}", content(name))
 with through_proxy():
     write_file(f"{AT}/{FOLDER}/crafted", words(4, 1, 4) + content(SIZE)[12:])
+# Why, among others, connections end in a group.
+REASONS = {replies: "a call had no reply in time", keys: "with a reply it invalidates"}
 # Where a timeout would hide that the client does not notice something, there is none.
 for group, timeo in ((replies, 50), (keys, 600), (endings, 50), (useless, 100), (rules, 600),
                      (negotiation, 50), (callbacks, 50), (credits, 600)):
@@ -885,6 +887,10 @@ for group, timeo in ((replies, 50), (keys, 600), (endings, 50), (useless, 100), 
     with check(f"mounted: {group.__name__}"):
         mount("3", at=AT, opts=hostile_options(timeo=timeo), server=OWN)
     group()
+    if group in REASONS:
+        with check(f"{group.__name__}: the log says who, by which device, and why"):
+            wanted = f"server {OWN}.* by device {RDMA}0.*: .*{REASONS[group]}"
+            expect(any(re.search(wanted, line) for line in log(run)), f"no {wanted!r} in {log(run)}")
     with check(f"unmounted: {group.__name__}"):
         umount(AT)
         wait_for(lambda: use_count() == base, 30, f"use count {base}")
