@@ -167,7 +167,8 @@ def settled(before):
     while True:
         after = everywhere()
         if time.monotonic() > end or all(
-                after[name]["objects"] == before[name]["objects"] and not too_much(before[name], after[name])
+                after[name]["objects"] == before[name]["objects"]
+                and after[name]["module"] == before[name]["module"] and not too_much(before[name], after[name])
                 for name in before):
             return after
         time.sleep(2)

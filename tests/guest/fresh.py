@@ -39,8 +39,8 @@ for vers in ("3", "4.2") if LONG else ("3",):
             after = xprt_stats()
         finally:
             write("/tmp/enough", "")
-            for job in jobs:
-                job.wait(60)
+            statuses = [job.wait(60 * SLOWNESS) for job in jobs]
+        equal(statuses, [0] * len(jobs), "how the callers ended")
         say(f"{after['sends'] - before['sends']} calls")
         equal(after["connect_count"] - before["connect_count"], TURNS, "connections made")
 done()

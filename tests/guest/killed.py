@@ -23,9 +23,9 @@ done
 """
 
 
-def received():
-    """Calls that came by RDMA; sysctl of the transport."""
-    return int(read("/proc/sys/sunrpc/svc_rdma/rdma_stat_recv").split()[0])
+def counted():
+    """Messages that came, RDMA Reads and RDMA Writes; sysctls of the transport."""
+    return [int(read(f"/proc/sys/sunrpc/svc_rdma/rdma_stat_{name}").split()[0]) for name in ("recv", "read", "write")]
 
 
 with check("a client is at work, and vanishes", 300):
@@ -37,8 +37,9 @@ with check("a client is at work, and vanishes", 300):
         on_client(WORK.replace("VERS", vers).replace("OPTIONS", options(vers))
                   .replace("SERVER", f"{SERVER}:{EXPORT}"))
     wait_for(lambda: objects()["qp"] >= before["qp"] + 4, 60, "four connections more")
-    calls = received()
-    wait_for(lambda: received() > calls + 200, 60, "200 calls")
+    begin = counted()
+    wait_for(lambda: all(now > then + 50 for now, then in zip(counted(), begin)), 60, "calls both ways")
+    say(f"messages, Reads and Writes: {[now - then for now, then in zip(counted(), begin)]}")
     say(f"in the middle: {objects()}, use count {use_count()}")
     run("on-host", "kill client")
     begun = time.monotonic()

@@ -198,7 +198,7 @@ def leave(where, command):
     count = f"grep -qx 0 /sys/module/{module}/refcnt"
     took = timed(command, f"for n in $(seq {20 * UNLOAD * SLOWNESS}); do {count} && break; sleep 0.1; done; "
                           f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit")
-    left = command("rdma resource show qp; rdma resource show mr; rdma resource show cm_id")
+    left = command("for kind in pd cq mr cm_id; do rdma resource show $kind; done")
     equal([line for line in left.splitlines() if f"[{module}]" in line], [], "RDMA objects")
     return took
 
@@ -267,6 +267,7 @@ def away(kind, where, command, loads):
     """The mount or the listener ends and the module goes while there is no device."""
     if where == "client":
         loads.kill()
+        expect(not any("differs" in read(name) for name in loads.logs), "what was read back differs")
         expect(rpc_clients(), "no client of sunrpc while the mount is there")
         # What NFS has under way times out, here, in the thread that manages the state of v4, or in the end of
         # its session: until then the mount has not gone.
