@@ -275,9 +275,11 @@ with server_folder("admin"):
         else:
             raise Failed("the main connection went offline")
         write(extra[0] + "/xprt_state", "offline")
+        wait_for(lambda: "OFFLINE" in read(extra[0] + "/xprt_state"), 20, "it is offline")
         load.goes_on(60, rounds=5)
         write(extra[0] + "/xprt_state", "online")
         load.goes_on(60, rounds=5)
+        expect("OFFLINE" not in read(extra[0] + "/xprt_state"), "it is offline still")
         write(extra[1] + "/xprt_state", "offline")
         write(extra[1] + "/xprt_state", "remove")
         load.goes_on(60, rounds=5)

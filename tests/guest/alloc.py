@@ -87,6 +87,8 @@ class Machine:
         own, below, total = {}, {}, 0
         tag = f"[{self.loaded}]"
         text = self.shell(f"cd {TRACING}/events; cat " + " ".join(e + "/hist" for e in EVENTS))
+        # Without room for more ways to an allocator, what comes by others is not counted.
+        equal(sum(map(int, re.findall(r"Dropped: (\d+)", text))), 0, "allocations that the histograms have dropped")
         for frames, count in re.findall(r"\{ common_stacktrace:?\s*(.*?)\} hitcount:\s*(\d+)", text,
                                         re.S):
             frames = [f.strip() for f in re.split(r"[\n,]", frames) if f.strip()]

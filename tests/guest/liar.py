@@ -401,6 +401,7 @@ with check("an honest server again: the same mount works, the files are as they 
                     # NFS remembers what it was denied until the file changes, or memory is wanted.
                     write("/proc/sys/vm/drop_caches", "2")
                 time.sleep(1)
+    write_file(f"{AT}/{FOLDER}/after", content(65536), direct=True)
     # What it believes of sizes and times is what it was told last: another mount looks for itself.
     run("umount", AT, timeout=120)
     mount("3", at=AT, opts=OPTIONS, server=OWN)
@@ -408,6 +409,7 @@ with check("an honest server again: the same mount works, the files are as they 
         equal(sha(read_file(f"{AT}/{FOLDER}/{size}", direct=True)), sha(content(size)), f"file of {size} bytes")
     after = server_sums(f"{EXPORT}/{FOLDER}")
     equal({name: after.get(name) for name in sums}, sums, "files on the server")
+    equal(after.get("after"), sha(content(65536)), "what was written on the same mount")
 
 with check("nothing is left over", limit=240):
     write(TRUST, "0")

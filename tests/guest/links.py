@@ -75,8 +75,10 @@ class Worker:
 
     def end(self):
         """The worker is stopped; the blocks that it has taken down: {place: lowest number}."""
+        # What was read back last is looked at.
+        expect(self.process.poll() is None, f"the {self.name} worker ended")
         self.process.kill()
-        self.process.communicate(timeout=90)
+        equal(self.process.communicate(timeout=90)[0], "", f"what the {self.name} worker said")
         with open(self.journal, "rb") as f:
             last = max(number for number, _ in struct.iter_unpack("=Qd", f.read()))
         return last
