@@ -39,9 +39,29 @@ def words(*values):
     return struct.pack(f">{len(values)}I", *values)
 
 
+# Of connections: resources, depth, flow control, retries, retries when there is no Receive.
+PARAMETERS = 4, 4, 0, 5, 0
+
+
 def private_data(send=4, recv=4, version=1, magic=0xf6ab0e18):
     """RFC 8797, with sizes in KiB."""
     return struct.pack(">IBBBB", magic, version, 1, send - 1, recv - 1)
+
+
+def say_with(param, data):
+    """Put private data into parameters of a connection, as long as what is returned exists.
+
+    (set_private_data() of pyverbs 56 leaves them as they are.) They are a structure in the object: a pointer
+    and a length, both 0, six bytes, and the number of a queue pair.
+    """
+    image = ctypes.string_at(id(param), param.__sizeof__())
+    empty = struct.pack("=Q7BxI", 0, 0, *PARAMETERS, 0, param.qpn)
+    if image.count(empty) != 1:
+        raise ValueError(f"not the parameters that are known: {image.hex()}")
+    at, kept = id(param) + image.index(empty), ctypes.create_string_buffer(data, len(data))
+    ctypes.c_uint64.from_address(at).value = ctypes.addressof(kept)
+    ctypes.c_uint8.from_address(at + 8).value = len(data)
+    return kept
 
 
 def cm_files():
@@ -336,7 +356,7 @@ class Proxy(threading.Thread):
 
     def __init__(self, address, port, nfsd, device):
         super().__init__(daemon=True)
-        self.nfsd, self.receive, self.private = nfsd, 4096, private_data()
+        self.nfsd, self.receive, self.private = nfsd, 4096, b""
         self.spoilers, self.requests, self.seen, self.errors = [], [], [], []
         self.holding, self.accepted, self.connection, self.ending = False, 0, None, False
         self.established = 0
@@ -404,9 +424,9 @@ class Proxy(threading.Thread):
             self.accept(Connection(self, child, private))
 
     def accept(self, connection):
-        param = ConnParam(resources=4, depth=4, rnr_retry=0, qp_num=connection.qp.qp_num)
-        if self.private:
-            param.set_private_data(self.private)
+        resources, depth, flow_control, retry, rnr_retry = PARAMETERS
+        param = ConnParam(resources, depth, flow_control, retry, rnr_retry, qp_num=connection.qp.qp_num)
+        kept = say_with(param, self.private) if self.private else None
         try:
             connection.cmid.accept(param)
         except PyverbsRDMAError as error:
@@ -415,6 +435,7 @@ class Proxy(threading.Thread):
                 raise
             # iWARP: the client did not want to wait any longer.
             raise Broken("the client has gone") from None
+        del kept
         self.accepted += 1
         self.connection = connection
 
