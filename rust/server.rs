@@ -39,9 +39,12 @@ use self::{
 };
 use crate::{
     ib,
-    rt::net::{
-        Net,
-        SockAddr, //
+    rt::{
+        err,
+        net::{
+            Net,
+            SockAddr, //
+        }, //
     },
     sunrpc::{
         CallRqst,
@@ -140,7 +143,12 @@ impl ServerTransport for RdmaServer {
     }
 
     fn send_call(conn: &Connection, xid: u32, call: &XdrView<'_>) -> Result {
-        bc::send(conn, xid, call)
+        bc::send(conn, xid, call).inspect_err(|&e| {
+            // A call that is too long fails alone.
+            if e != err::emsgsize() {
+                conn.report_end("a callback cannot be sent", e);
+            }
+        })
     }
 
     fn release(conn: &Connection, ctxt: KBox<CallCtxt>) {

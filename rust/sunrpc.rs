@@ -141,6 +141,8 @@ pub(crate) enum Closing {
 pub(crate) enum Ended {
     /// Whoever asked for it knows, and has told or will.
     Told = 1,
+    /// A call has to be sent again, which takes another connection (row C60), or cannot be sent on this one.
+    Again,
     /// A call had no reply in time.
     NoReply,
     /// A call wants no reply, so that its credit does not come back.
@@ -158,6 +160,7 @@ impl Ended {
     fn from_u32(number: u32) -> Option<Self> {
         [
             Self::Told,
+            Self::Again,
             Self::NoReply,
             Self::NoReplyWanted,
             Self::Spent,
@@ -172,6 +175,7 @@ impl Ended {
     pub(crate) fn text(self) -> Option<&'static str> {
         match self {
             Self::Told => None,
+            Self::Again => Some("a call cannot be sent on it, or not again"),
             Self::NoReply => Some("a call had no reply in time"),
             Self::NoReplyWanted => Some("a call wants no reply, and its credit is not given back"),
             Self::Spent => Some("calls that were given up have all credits"),

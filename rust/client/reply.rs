@@ -73,7 +73,7 @@ pub(super) fn receive(
                 violation(
                     endpoint,
                     if broken {
-                        "with its message it invalidates memory of another call"
+                        "with its message it invalidates memory that is in use, or none of ours"
                     } else {
                         "it sends more messages that answer nothing than there can be"
                     },

@@ -103,7 +103,7 @@ impl Peer {
         if result.is_err() {
             say!(
                 pr_warn,
-                "client {} by device {}: more calls than it has credits for, its connection ends\n",
+                "client {} by device {}: more work than there is room for, its connection ends\n",
                 self.addr.text(),
                 self.device
             );

@@ -306,8 +306,10 @@ unsafe extern "C" fn send_request<T: ClientTransport>(rqst: *mut bindings::rpc_r
         Ok(()) => 0,
         Err(SendError::NotConnected) => {
             if xprt.is_connected() {
+                // Somebody may have asked for it meanwhile, and have a better reason.
+                let why = Ended::from_u32(xprt.own.renew.load(Relaxed)).unwrap_or(Ended::Again);
                 // SAFETY: `XPRT_LOCKED` is held.
-                unsafe { close_locked(xprt, Closing::Renew(Ended::Told)) };
+                unsafe { close_locked(xprt, Closing::Renew(why)) };
             }
             err::enotconn().to_errno()
         }

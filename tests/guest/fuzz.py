@@ -36,6 +36,7 @@ from pyverbs.wr import SGE, RecvWR, SendWR
 from lib import *
 from mutate import *
 from peer import ROOT, connection, good, handle, null
+from proxy import say_with
 
 CORPUS = "/run/payload/recorded/calls.hex"
 FOLDER, SECRET = f"{EXPORT}/fuzz", f"{EXPORT}/fuzz-secret"
@@ -118,10 +119,8 @@ class Session:
             self.receive(n)
         conn = self.conn = ConnParam(resources=params["resources"], depth=params["depth"], retry=params["retry"],
                          rnr_retry=params["rnr"], qp_num=self.qp.qp_num)
-        # The structure has a pointer only.
-        self.private = bytes.fromhex(params["private"])
-        if self.private:
-            conn.set_private_data(self.private)
+        private = bytes.fromhex(params["private"])
+        self.private = say_with(conn, private) if private else None
         self.id.connect(conn)
         if params["unfinished"]:
             self.over = True

@@ -8,6 +8,7 @@ something else: see Proxy.spoil(). One connection at a time.
 import ctypes
 import errno
 import os
+import re
 import select
 import socket
 import struct
@@ -39,10 +40,6 @@ def words(*values):
     return struct.pack(f">{len(values)}I", *values)
 
 
-# Of connections: resources, depth, flow control, retries, retries when there is no Receive.
-PARAMETERS = 4, 4, 0, 5, 0
-
-
 def private_data(send=4, recv=4, version=1, magic=0xf6ab0e18):
     """RFC 8797, with sizes in KiB."""
     return struct.pack(">IBBBB", magic, version, 1, send - 1, recv - 1)
@@ -55,10 +52,10 @@ def say_with(param, data):
     and a length, both 0, six bytes, and the number of a queue pair.
     """
     image = ctypes.string_at(id(param), param.__sizeof__())
-    empty = struct.pack("=Q7BxI", 0, 0, *PARAMETERS, 0, param.qpn)
-    if image.count(empty) != 1:
+    places = list(re.finditer(rb"(?s)\x00{9}.{6}\x00" + re.escape(struct.pack("=I", param.qpn)), image))
+    if len(places) != 1:
         raise ValueError(f"not the parameters that are known: {image.hex()}")
-    at, kept = id(param) + image.index(empty), ctypes.create_string_buffer(data, len(data))
+    at, kept = id(param) + places[0].start(), ctypes.create_string_buffer(data, len(data))
     ctypes.c_uint64.from_address(at).value = ctypes.addressof(kept)
     ctypes.c_uint8.from_address(at + 8).value = len(data)
     return kept
@@ -424,8 +421,7 @@ class Proxy(threading.Thread):
             self.accept(Connection(self, child, private))
 
     def accept(self, connection):
-        resources, depth, flow_control, retry, rnr_retry = PARAMETERS
-        param = ConnParam(resources, depth, flow_control, retry, rnr_retry, qp_num=connection.qp.qp_num)
+        param = ConnParam(resources=4, depth=4, rnr_retry=0, qp_num=connection.qp.qp_num)
         kept = say_with(param, self.private) if self.private else None
         try:
             connection.cmid.accept(param)

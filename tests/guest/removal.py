@@ -76,12 +76,14 @@ while not os.path.exists("/tmp/enough"):
     fd = os.open(path, os.O_RDWR | os.O_CREAT | direct * os.O_DIRECT, 0o644)
     for at in range(0, size, 1 << 20):
         room[:] = (b"%08d" % (rounds * 1000 + (at >> 20))) * (1 << 17)
-        os.pwritev(fd, [room], at)
+        if os.pwritev(fd, [room], at) != len(room):
+            sys.exit("a write was short")
     os.fsync(fd)
     # What is read comes from the server.
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     for at in range(0, size, 1 << 20):
-        os.preadv(fd, [room], at)
+        if os.preadv(fd, [room], at) != len(room):
+            sys.exit("a read was short")
         if room[:] != (b"%08d" % (rounds * 1000 + (at >> 20))) * (1 << 17):
             sys.exit(f"round {rounds}: what was read back at {at >> 20} MiB differs")
     os.close(fd)
