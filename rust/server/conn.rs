@@ -277,7 +277,7 @@ impl Connection {
         self.rdma.service().ctxts.put(ctxt);
     }
 
-    /// Says why the connection ends, unless that is because it has ended.
+    /// Says why the connection ends, unless it is known to have ended (`ENOTCONN`).
     #[cold]
     pub(super) fn report_end(&self, what: &str, error: Error) {
         if error != err::enotconn() {
