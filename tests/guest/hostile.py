@@ -345,7 +345,8 @@ def credits():
         expect(sent_again(lambda connection, call: proxy.honest(connection, call)) < 5 * SLOWNESS, "it took longer")
         fetch()
     with check("a server that gives no answer to that one is waited for, but not for long"):
-        expect(8 < sent_again(drop) < 40 * SLOWNESS, "it took another time")
+        # The call's own time would be a minute.
+        expect(8 < sent_again(drop) < min(40 * SLOWNESS, 55), "it took another time")
         honest()
     with check("... and what it grants when it comes late counts"):
         kept = []

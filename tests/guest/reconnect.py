@@ -190,7 +190,7 @@ with server_folder("reconnect"):
     with check("attempts come ever later while the server refuses, up to 15 s", 300), \
             mounted("3", "noac") as at:
         copied(at, "refused")
-        domain = ours("pd")
+        domain, before = ours("pd"), xprt_stats(at)
         with traced(run) as events, server_away():
             # As long as it waits somebody wants a connection.
             waits = subprocess.Popen(["stat", f"{at}/reconnect/refused"], stdout=subprocess.DEVNULL)
@@ -206,4 +206,9 @@ with server_folder("reconnect"):
         expect(3 <= len(delays) <= 9, f"{len(delays)} attempts in a minute")
         expect(delays[-1] > delays[2] > delays[1] == 0, "the delay does not grow")
         expect(max(delays) <= 15 * HZ, "attempts are more than 15 s apart")
+        # Row C121: an attempt counts from when it is asked for, the delay is a part of it; those that fail do not.
+        grown = {name: xprt_stats(at)[name] - before[name] for name in ("connect_count", "connect_time")}
+        say(grown)
+        equal(grown["connect_count"], 1, "connections")
+        expect(delays[-1] // HZ - 1 <= grown["connect_time"] <= 17 + 5 * SLOWNESS, f"connect_time, in seconds: {grown}")
 done()

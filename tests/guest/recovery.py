@@ -122,7 +122,7 @@ def without_device():
     wait_for(lambda: xprt_stats()["connect_count"] > count, 60, "another connection")
     took = time.monotonic() - begun
     say(f"connected {took:.1f} s after the device was back")
-    expect(took < 6 * SLOWNESS or MODULE != "rpcrdma_rust", "nobody noticed that the device is back")
+    expect(took < min(6 * SLOWNESS, 11) or MODULE != "rpcrdma_rust", "nobody noticed that the device is back")
 
 
 with check("v4.2 O_DIRECT: no device for 25 s in the middle of a copy", 240):

@@ -4,17 +4,19 @@
     soak.py [--seconds N] [--seed S]
 
 Four mounts, NFSv3 and v4.2, page cache and direct I/O. Each has a process that writes, reads, cuts and
-renames files, with a copy of them in its memory that everything is compared with. Both sides ask all the
-time what connections there are. Meanwhile, in an order that the seed decides: cables are pulled (longer
-than a connection lasts, or not), devices removed on either side, nfsd restarted. After each of these all
-of the work has to go on. account.py, which tests/run has before and after it, compares memory and RDMA
-objects.
+renames files, with a copy of them in its memory that everything is compared with; at the end, what the
+server has is. Both sides ask all the time what connections there are. Meanwhile, in an order that the
+seed decides: cables are pulled (longer than a connection lasts, or not), devices removed on either side,
+nfsd restarted. After each of these all of the work has to go on. account.py, which tests/run has before
+and after it, compares memory and RDMA objects.
 """
 
 import argparse
 import collections
 import contextlib
+import hashlib
 import random
+import signal
 import subprocess
 
 from lib import *
@@ -29,7 +31,9 @@ ADD = f"rdma link add {RDMA}0 type {RDMA} netdev {NETDEV}"
 
 
 def work(folder, progress, direct, seed):
-    """Changes files and compares them with what they should be, until somebody ends it."""
+    """Changes files and compares them with what they should be, until SIGTERM; then says what should be there."""
+    over = []
+    signal.signal(signal.SIGTERM, lambda *_: over.append(True))
     chance = random.Random(seed)
     noise = buffer(os.urandom(2 * SIZE))
     room = memoryview(mmap.mmap(-1, SIZE))
@@ -38,7 +42,7 @@ def work(folder, progress, direct, seed):
     rounds = 0
     for name in files:
         os.close(os.open(f"{folder}/{name}", os.O_CREAT | os.O_RDWR, 0o644))
-    while True:
+    while not over:
         name = chance.choice(list(files))
         copy, path = files[name], f"{folder}/{name}"
         kind = chance.randrange(10)
@@ -85,6 +89,9 @@ def work(folder, progress, direct, seed):
             sys.exit(f"round {rounds}: {list(files)[0]} has another size")
         rounds += 1
         os.pwrite(note, b"%d" % rounds, 0)
+    # All of it was closed: the server has it, not the page cache alone.
+    for name, copy in files.items():
+        print(f"{hashlib.sha256(copy).hexdigest()}  {name}")
 
 
 class Worker:
@@ -106,8 +113,15 @@ class Worker:
         return int(read(self.progress) or 0)
 
     def end(self):
-        self.process.kill()
-        self.process.wait(60)
+        """End the work, and compare what it says with what the server has."""
+        self.process.terminate()
+        try:
+            self.process.wait(60 * SLOWNESS)
+        finally:
+            self.process.kill()
+        equal(self.process.returncode, 0, f"status of the work of {self.name}: {read(self.log)[-700:]}")
+        equal(sorted(on_server(f"cd {self.folder} && sha256sum *").splitlines()),
+              sorted(read(self.log).splitlines()), f"files of {self.name} on the server")
 
 
 if sys.argv[1:2] == ["work"]:
@@ -226,9 +240,12 @@ with check(f"{args.seconds:.0f} s of accidents, and nothing is lost", limit=args
             f"{stats['bad_xids']} unknown XIDs, {stats['bad_reply_count']} bad replies")
         equal(stats["bad_reply_count"], 0, "replies that made no sense")
 
-with check("all is unmounted, and the module's use count is where it was", limit=300):
+with check("the server has all that was written, and nothing else", limit=300):
     for worker in workers:
         worker.end()
+
+with check("all is unmounted, and the module's use count is where it was", limit=300):
+    for worker in workers:
         umount(worker.at, timeout=120)
         on_server(f"rm -rf {worker.folder}")
     # With one guest, the server's part has connections of its own for a moment.
