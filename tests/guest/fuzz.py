@@ -20,6 +20,7 @@ import argparse
 import collections
 import ctypes
 import json
+import struct
 from random import Random
 
 import pyverbs.cm_enums as ce
@@ -241,7 +242,7 @@ class Session:
 # --- what is sent -------------------------------------------------------------------------------
 
 
-def session_of(verbs, seed, number, templates):
+def session_of(verbs, seed, number, templates, long):
     """The connection of this number: its parameters, and an iterator of actions."""
     random = Random(f"{seed}/{number}")
     private = bytes.fromhex("f6ab0e1801000303")
@@ -260,7 +261,7 @@ def session_of(verbs, seed, number, templates):
     session = Session(verbs, number, params, None)
 
     def actions():
-        maker = Maker(random, templates, session.memory)
+        maker = Maker(random, templates, long, session.memory)
         for n in range(length):
             chance = random.random()
             if chance < 0.002:
@@ -304,6 +305,15 @@ def saved(verbs, path, handles, last=None):
             (replayed(verbs, n, s, pairs) for n, s in enumerate(chosen, 1 << 24)))
 
 
+def without_session(rpc):
+    """A call of NFSv3, or of v4.0: others need what a session of this client would tell."""
+    at = 24
+    for _ in ("credential", "verifier"):
+        at += 8 + struct.unpack_from(">I", rpc, at + 4)[0] + 3 & ~3
+    tag = struct.unpack_from(">I", rpc, at)[0] + 3 & ~3
+    return rpc[19] == 3 or struct.unpack_from(">I", rpc, at + 4 + tag)[0] == 0
+
+
 def load(handles):
     """The recorded messages, with handles of files of this server."""
     folder, file = handles
@@ -315,7 +325,9 @@ def load(handles):
         start = words(len(file)) + file[:8]
         at = rpc.find(start)
         while at >= 0:
-            rpc = rpc[:at + 4] + (folder, file)[len(templates) % 3 > 0] + rpc[at + 4 + len(file):]
+            # What has a Reply chunk mostly lists a folder.
+            which = folder if parts.reply or len(templates) % 3 == 0 else file
+            rpc = rpc[:at + 4] + which + rpc[at + 4 + len(file):]
             at = rpc.find(start, at + 4)
         parts.rpc = rpc
         templates.append(parts)
@@ -440,12 +452,14 @@ with check("a server with files"):
         folder = handle(peer, ROOT, "fuzz")
         handles = [folder, handle(peer, folder, "file")]
     templates = load(handles)
+    long = [parts for parts in templates if parts.reply and without_session(parts.rpc)]
+    say(f"{len(templates)} recorded messages, {len(long)} with a Reply chunk that will be used")
     if args.replay:
         args.count, sessions = saved(verbs, args.replay, handles)
         name = "replay"
     else:
         say(f"seed {args.seed}")
-        sessions = (session_of(verbs, args.seed, n, templates) for n in range(1 << 31))
+        sessions = (session_of(verbs, args.seed, n, templates, long) for n in range(1 << 31))
         name = args.seed
     run_ = Run(verbs, sessions, name)
     results.keep = lambda why: run_.save(handles, why)
@@ -466,6 +480,7 @@ with check("messages from a recording, changed by chance", limit=7000 if LONG el
     say(", ".join(f"{value} {key}" for key, value in sorted(counts.items())))
     if not args.replay:
         expect(counts["replies"] > total / 10 and counts["errors"] > total / 20, "there are too few answers")
+        expect(counts["long replies"] > total / 500, "hardly any reply filled a Reply chunk")
 # If that failed: when what was sent is saved.
 run_.end()
 

@@ -78,10 +78,11 @@ def through(vers, side, every):
             equal(sums[str(number)], sha(random_bytes(SIZE, number)), f"what the server has of {number}")
 
 
-def recall(at, folder):
+def recall(at, folder, longest=float("inf")):
     """A file that the client has read and kept is written at the server: was there a delegation?
 
     The writer waits until the client gave it back, or the server has given up waiting (its lease time).
+    With `longest`, in seconds, below that it has to be given back.
     """
     can_be_called()
     name = f"r{next(numbers)}"
@@ -90,7 +91,10 @@ def recall(at, folder):
     try:
         equal(os.read(fd, 100), b"first", "content")
         held = int(on_server(f"cat /proc/fs/nfsd/clients/*/states | grep -c 'type: deleg.*/{name}\"'; true"))
+        begun = time.monotonic()
         on_server(f"printf second >{folder}/{name}", timeout=200)
+        took = time.monotonic() - begun
+        expect(took < longest, f"the file could be written after {took:.0f} s")
         wait_for(lambda: read(f"{at}/injected/{name}") == "second", 30, "the client sees what was written")
     finally:
         os.close(fd)
@@ -108,7 +112,8 @@ def calling_back(vers):
         expect(made, "the connection was not broken")
         copy(at, 0)
         before = xprt_stats(at)["connect_count"]
-        expect(any(recall(at, folder) for _ in range(4)), "no delegation any more")
+        # The lease is 30 s.
+        expect(any([recall(at, folder, 20) for _ in range(4)]), "no delegation any more")
         equal(xprt_stats(at)["connect_count"], before, "connections, with nothing to break them")
 
 

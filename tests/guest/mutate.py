@@ -109,9 +109,11 @@ class Maker:
 
     # How often a segment names what the server may not use.
     BAD = 0.001
+    # How often a message is one of `long`: few of the recorded ones have a reply that needs its Reply chunk.
+    LONG = 0.05
 
-    def __init__(self, random, templates, memory):
-        self.random, self.templates, self.memory = random, templates, memory
+    def __init__(self, random, templates, long, memory):
+        self.random, self.templates, self.long, self.memory = random, templates, long, memory
         self.encoded = [t.rpc for t in templates if len(t.rpc) >= 8]
 
     def place(self, length):
@@ -181,7 +183,7 @@ class Maker:
 
     def message(self):
         random = self.random
-        parts = random.choice(self.templates).copy()
+        parts = random.choice(self.long if random.random() < self.LONG else self.templates).copy()
         xid = random.getrandbits(32)
         parts.fixed[0] = xid
         parts.rpc = words(xid) + parts.rpc[4:]
