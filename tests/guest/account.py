@@ -26,8 +26,8 @@ DEBUG = os.path.exists("/sys/kernel/debug/kmemleak")
 # Probes at the end of functions give each task a page of its own, which it keeps.
 PROBE = ("cd /sys/kernel/tracing && echo f:account vfs_open%return >>dynamic_events || exit 0; "
          "for on in 1 0; do echo $on >events/fprobes/account/enable; done; echo -:account >>dynamic_events")
-# What mounts, Kerberos and namespaces have the kernel load.
-MODULES = "nfsv3 nfsv4 rpcsec_gss_krb5 cts sch_netem veth"
+# What mounts, Kerberos, namespaces and a server at the client have the kernel load.
+MODULES = "nfsv3 nfsv4 nfsd rpcsec_gss_krb5 cts sch_netem veth"
 # Of one of the general caches (kmalloc-96, ...), whose noise was up to 97 KiB: the context of a call that
 # was leaked on purpose, 96 bytes, took 874 KiB after the names of a suite.
 KMALLOC = 300 << 10

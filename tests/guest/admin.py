@@ -12,6 +12,7 @@ from lib import *
 from load import Load
 
 SLOTS = 128
+SWITCHES = "/sys/kernel/sunrpc/xprt-switches"
 # A further address of the server.
 OTHER = "10.0.0.77"
 
@@ -81,6 +82,16 @@ def switch_of(name):
     raise Failed(f"{name} is in no switch")
 
 
+def remove(folder, load, file, word):
+    """Remove a transport that has no call: one that has would be connected again, and stay where it is
+    (Documentation/upstream-findings.md)."""
+    write(f"{folder}/xprt_state", "offline")
+    load.goes_on(60)
+    write(f"{folder}/{file}", word)
+    expect(not os.path.exists(folder), "it is there")
+    load.goes_on(60, rounds=5)
+
+
 def debugfs():
     found = glob.glob("/sys/kernel/debug/sunrpc/rpc_xprt/*/info")
     shown = [dict(re.findall(r"(?m)^(\w+): +(.*)$", read(path))) for path in found]
@@ -102,6 +113,9 @@ with server_folder("admin"):
         window = int(shown["cong_win"])
         expect(window % 256 == 0 and 2 <= window // 256 <= SLOTS, f"cong_win is {window}")
         equal(shown["main_xprt"], "1", "main_xprt")
+        # The kernel has an address for transports by sockets only.
+        equal(read(folder + "/srcaddr"), "<not a socket>\n", "srcaddr")
+        equal(read(folder + "/xprtsec"), "none\n", "xprtsec")
         expect("CONNECTED" in read(folder + "/xprt_state"), read(folder + "/xprt_state"))
         text, = debugfs()
         say(text)
@@ -227,7 +241,11 @@ with server_folder("admin"):
         expect("OFFLINE" not in rpcctl("xprt", "set", one.name, "online"), "it is offline")
         equal(switch_of(main.name)[1:], ("3", "3"), "transports, active ones")
         load.goes_on(60, rounds=5)
-        rpcctl("xprt", "remove", two.name)
+        rpcctl("xprt", "set", two.name, "offline")
+        load.goes_on(60)
+        # What was told is done; to look at it once more, as the tool does, comes too late.
+        status, text = run("rpcctl", "xprt", "remove", two.name, ok=False)
+        expect(status == 0 or "No such file" in text, text)
         load.goes_on(60, rounds=5)
         wait_for(lambda: switch_of(main.name)[1:] == ("2", "2"), 20, "one is removed")
         wait_for(lambda: peers() == [SERVER] * 2, 20, "two connections are left")
@@ -247,7 +265,7 @@ with server_folder("admin"):
         old = listed()
         switch, *counts = switch_of(old[0].name)
         equal(counts, ["2", "2"], "transports, active ones")
-        write(f"/sys/kernel/sunrpc/xprt-switches/{switch}/add_xprt", "1\n")
+        write(f"{SWITCHES}/{switch}/add_xprt", "1\n")
         equal(switch_of(old[0].name)[1:], ("3", "3"), "transports, active ones")
         wait_for(lambda: peers() == [SERVER] * 3, 20, "there are three connections")
         load.goes_on(60)
@@ -257,9 +275,7 @@ with server_folder("admin"):
                f"calls sent by each: {before}, {sends(at)}")
         new, = [each for each in listed() if each.name not in [other.name for other in old]]
         equal((new[1:4], new.main), (old[0][1:4], ""), "kind, address and port, main")
-        rpcctl("xprt", "set", new.name, "offline")
-        rpcctl("xprt", "remove", new.name)
-        load.goes_on(60, rounds=5)
+        remove(f"{SWITCHES}/{switch}/{new.name}-rdma", load, "del_xprt", "1")
         wait_for(lambda: peers() == [SERVER] * 2, 20, "two connections are left")
 
     with check("one of three connections is taken out and put back, another removed, under load", 200), \
@@ -280,10 +296,8 @@ with server_folder("admin"):
         write(extra[0] + "/xprt_state", "online")
         load.goes_on(60, rounds=5)
         expect("OFFLINE" not in read(extra[0] + "/xprt_state"), "it is offline still")
-        write(extra[1] + "/xprt_state", "offline")
-        write(extra[1] + "/xprt_state", "remove")
-        load.goes_on(60, rounds=5)
-        wait_for(lambda: len(peers()) == 2, 20, f"two connections are left, {peers()}")
+        remove(extra[1], load, "xprt_state", "remove")
+        wait_for(lambda: len(peers()) == 2, 20, "two connections are left")
 
 if LONG:
     with check("idle for five minutes: the connection ends; the next call makes a new one", 500), \

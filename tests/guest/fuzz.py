@@ -20,7 +20,6 @@ import argparse
 import collections
 import ctypes
 import json
-import struct
 from random import Random
 
 import pyverbs.cm_enums as ce
@@ -305,13 +304,10 @@ def saved(verbs, path, handles, last=None):
             (replayed(verbs, n, s, pairs) for n, s in enumerate(chosen, 1 << 24)))
 
 
-def without_session(rpc):
-    """A call of NFSv3, or of v4.0: others need what a session of this client would tell."""
-    at = 24
-    for _ in ("credential", "verifier"):
-        at += 8 + struct.unpack_from(">I", rpc, at + 4)[0] + 3 & ~3
-    tag = struct.unpack_from(">I", rpc, at)[0] + 3 & ~3
-    return rpc[19] == 3 or struct.unpack_from(">I", rpc, at + 4 + tag)[0] == 0
+def lists(parts):
+    """A call that lists a folder with a Reply chunk for the names: READDIRPLUS of NFSv3, READDIR of v4 from the
+    beginning on."""
+    return parts.reply and (parts.rpc[19] == 3 and parts.rpc[23] == 17 or words(26, 0, 0) in parts.rpc)
 
 
 def load(handles):
@@ -452,7 +448,7 @@ with check("a server with files"):
         folder = handle(peer, ROOT, "fuzz")
         handles = [folder, handle(peer, folder, "file")]
     templates = load(handles)
-    long = [parts for parts in templates if parts.reply and without_session(parts.rpc)]
+    long = list(filter(lists, templates))
     say(f"{len(templates)} recorded messages, {len(long)} with a Reply chunk that will be used")
     if args.replay:
         args.count, sessions = saved(verbs, args.replay, handles)

@@ -253,11 +253,12 @@ for vers in ("3", "4.2") if LONG else ("4.2",):
                 work.through(f"v{vers} {name}", disturb, limit, disturb is restart)
 
 
-def boot():
+def boot(work):
     """The server's machine starts anew, as after a power failure: nobody has written anything back."""
-    # The root has no journal; only what is exported is to show what a crash does to it.
-    on_server("sync -f /; mkdir -p /export/disk/.clients; "
-              "cp /var/lib/nfs/nfsdcld/* /export/disk/.clients; sync -f /export/disk/.clients/*")
+    # Long after what `rebooted` has synced.
+    begun = time.monotonic()
+    wait_for(lambda: all(len([when for _, when in each.notes() if when > begun]) > 20 for each in work.workers), 120,
+             "both have written and synced twenty blocks")
     run("on-host", "reset server")
     # An emulated machine may take minutes to boot beside others.
     wait_for(lambda: run("agent", "ping", timeout=150, ok=False)[0] == 0, 400, "the server is up")
@@ -268,8 +269,12 @@ def rebooted(vers):
               "mount /dev/vdd /export/disk; mkdir -m 777 /export/disk/links; exportfs -o "
               "rw,sync,no_root_squash,no_subtree_check,insecure,fsid=2 '*:/export/disk'; }")
     # Writes through the page cache may sleep as long as the machine boots.
-    with patient(600), mounted(vers, export="/export/disk") as at, Work(f"{at}/links", "/export/disk/links") as work:
-        work.through(f"v{vers} server reboots", boot, 150, True)
+    with patient(600), mounted(vers, export="/export/disk") as at:
+        # The root has no journal; only what is written from now on is to show what a crash does to it.
+        on_server("sync -f /; mkdir -p /export/disk/.clients; "
+                  "cp /var/lib/nfs/nfsdcld/* /export/disk/.clients; sync -f /export/disk/.clients/*")
+        with Work(f"{at}/links", "/export/disk/links") as work:
+            work.through(f"v{vers} server reboots", lambda: boot(work), 150, True)
 
 
 for vers in ("3", "4.2") if LONG else ("4.2",):

@@ -110,7 +110,7 @@ class Maker:
     # How often a segment names what the server may not use.
     BAD = 0.001
     # How often a message is one of `long`: few of the recorded ones have a reply that needs its Reply chunk.
-    LONG = 0.05
+    LONG = 0.04
 
     def __init__(self, random, templates, long, memory):
         self.random, self.templates, self.long, self.memory = random, templates, long, memory

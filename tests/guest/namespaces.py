@@ -6,7 +6,10 @@ be used from everywhere (the only way for rxe), so the address that the server s
 a connection was made in the namespace of its mount.
 
 32 mounts are from 8 namespaces, as each device has sysfs files in each namespace, 3000 of them; with
-LONG, from 32 namespaces. Those that end under load, with their devices, do so twice; with LONG 50 times.
+LONG, from 32 namespaces. Those that end under load, with their devices, do so twice; with LONG 50 times. Each
+time our module goes, too, once nobody uses it any more, and comes back.
+
+namespaces.py [TIMES [PART...]]: how often, and only these parts of the test: many, killed, inside, ends, silent.
 """
 
 import concurrent.futures
@@ -14,24 +17,32 @@ import contextlib
 import json
 import random
 import subprocess
+import sys
 
+from leaving import *
 from lib import *
 from shim import nothing_left
 
 MOUNTS = 32
 COUNT = 32 if LONG else 8
-TIMES = 50 if LONG else 2
+TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 2
 SIZE = 512 << 10
 US, SUBNET = "10.0.0.2", "10.1"
 
 
-# Writes for good until it is told that it is enough.
+# Writes for good, and reads what it has written from the server, until it is told that it is enough.
 WRITER = """
 import os, sys
 fd, rounds = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), 0
+def block(number):
+    return (b"%08d" % number) * 8192
 while not os.path.exists("/tmp/enough"):
-    os.pwrite(fd, (b"%08d" % rounds) * 8192, (rounds % 64) << 16)
+    os.pwrite(fd, block(rounds), (rounds % 64) << 16)
     os.fsync(fd)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    for number in range(max(rounds - 3, 0), rounds + 1):
+        if os.pread(fd, 65536, (number % 64) << 16) != block(number):
+            sys.exit(f"round {rounds}: what was read of {number} differs")
     rounds += 1
     print(rounds, flush=True)
 """
@@ -139,22 +150,23 @@ def peers():
     return {address: found.count(address) for address in found if address.startswith(SUBNET + ".")}
 
 
-with check(f"{MOUNTS} mounts from {COUNT} namespaces: files at once", 400), \
-        server_folder("nets") as folder, namespaces(COUNT) as nets:
-    mounts = [Mount(nets[number % COUNT], VERSIONS[(number + number // COUNT) % 4], number)
-              for number in range(MOUNTS)]
-    at_once(Mount.mount, mounts)
-    equal(peers(), {net.address: MOUNTS // COUNT for net in nets}, "connections of the server")
-    at_once(lambda each: each.work("nets"), mounts)
-    equal(server_sums(folder), {each.name: sha(each.data) for each in mounts}, "sums on the server")
-    # What is mounted keeps its namespace.
-    for net in nets[:2]:
-        run("ip", "netns", "delete", net.name)
-    at_once(lambda each: each.work("nets"), [each for each in mounts if each.net in nets[:2]])
-    expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
-    run("umount", *(each.at for each in mounts))
-    wait_for(lambda: not peers(), 20, "the server has closed the connections")
-    ended(nets[:2])
+def many():
+    with check(f"{MOUNTS} mounts from {COUNT} namespaces: files at once", 400), \
+            server_folder("nets") as folder, namespaces(COUNT) as nets:
+        mounts = [Mount(nets[number % COUNT], VERSIONS[(number + number // COUNT) % 4], number)
+                  for number in range(MOUNTS)]
+        at_once(Mount.mount, mounts)
+        equal(peers(), {net.address: MOUNTS // COUNT for net in nets}, "connections of the server")
+        at_once(lambda each: each.work("nets"), mounts)
+        equal(server_sums(folder), {each.name: sha(each.data) for each in mounts}, "sums on the server")
+        # What is mounted keeps its namespace.
+        for net in nets[:2]:
+            run("ip", "netns", "delete", net.name)
+        at_once(lambda each: each.work("nets"), [each for each in mounts if each.net in nets[:2]])
+        expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
+        run("umount", *(each.at for each in mounts))
+        wait_for(lambda: not peers(), 20, "the server has closed the connections")
+        ended(nets[:2])
 
 
 def killed_at_work(folder):
@@ -168,14 +180,16 @@ def killed_at_work(folder):
                 works.append(subprocess.Popen(
                     ["ip", "netns", "exec", net.name, "sh", "-c",
                      f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{net.name} && "
-                     f"while :; do cp /bin/bash /mnt/{net.name}/nets/{net.name}; done"],
-                    start_new_session=True))
+                     f"python3 -c '{WRITER}' /mnt/{net.name}/nets/{net.name}"],
+                    start_new_session=True, stdout=subprocess.DEVNULL))
             wait_for(lambda: len(on_server(f"find {folder} -size +100k").split()) == 2, 60,
                      "both are at work")
             for net in nets:
                 run("ip", "netns", "delete", net.name)
             expect(not any(net.has_ended() for net in nets), "a namespace ended with something mounted")
             equal(peers(), {net.address: 1 for net in nets}, "connections of the server")
+            time.sleep(random.random())
+            equal([each.poll() for each in works], [None] * 2, "how the work ended")
         finally:
             for each in works:
                 os.killpg(each.pid, 9)
@@ -183,13 +197,25 @@ def killed_at_work(folder):
         ended(nets)
         wait_for(lambda: not peers(), 20, "the server has closed the connections")
     on_server(f"rm -f {folder}/*")
+    reload("client")
 
 
-with check(f"namespaces whose processes are killed at work, {TIMES} times: mounts and devices go with them",
-           100 + 60 * TIMES), server_folder("nets") as folder, \
-        nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"):
-    for turn in range(TIMES):
-        killed_at_work(folder)
+def reload(where):
+    """Nobody uses the module of this side: it can go, and comes back."""
+    if FLAVOURS[where] == "rust":
+        took = leave(where)
+        come_back(where)
+        say(f"the module was gone after {took:.1f} s")
+        expect(took < UNLOAD * SLOWNESS, f"it took {took:.1f} s")
+
+
+def killed():
+    run("rm", "-f", "/tmp/enough")
+    with check(f"namespaces whose processes are killed at work, {TIMES} times: mounts and devices go with them",
+               100 + 60 * TIMES), server_folder("nets") as folder, \
+            nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"):
+        for turn in range(TIMES):
+            killed_at_work(folder)
 
 
 # A second nfsd on the server's machine, in a namespace with a device of its own. NFSv3 alone: NFSv4 would
@@ -238,15 +264,16 @@ def second_server():
         say(f"the server's namespace ended after {end_second():.1f} s")
 
 
-with check("nfsd in a namespace: files, and its device goes and comes back; it ends with what is in it", 300), \
-        server_folder("nets") as folder, second_server():
-    with mounted("3", server=INSIDE) as at:
-        data = random_bytes(SIZE)
-        write_file(f"{at}/nets/one", data, direct=True)
-        expect(f"src-addr {INSIDE}:{PORT}" in on_server("rdma resource show cm_id"), "connected elsewhere")
-        on_server(f"ip netns exec srv sh -c 'rdma link delete s9; rdma link add s9 type {RDMA} netdev e9'")
-        write_file(f"{at}/nets/two", data, direct=True)
-        equal(server_sums(folder), dict.fromkeys(("one", "two"), sha(data)), "sums on the server")
+def inside():
+    with check("nfsd in a namespace: files, and its device goes and comes back; it ends with what is in it", 300), \
+            server_folder("nets") as folder, second_server():
+        with mounted("3", server=INSIDE) as at:
+            data = random_bytes(SIZE)
+            write_file(f"{at}/nets/one", data, direct=True)
+            expect(f"src-addr {INSIDE}:{PORT}" in on_server("rdma resource show cm_id"), "connected elsewhere")
+            on_server(f"ip netns exec srv sh -c 'rdma link delete s9; rdma link add s9 type {RDMA} netdev e9'")
+            write_file(f"{at}/nets/two", data, direct=True)
+            equal(server_sums(folder), dict.fromkeys(("one", "two"), sha(data)), "sums on the server")
 
 
 @contextlib.contextmanager
@@ -291,46 +318,54 @@ class Writers:
             equal(sums[name], sha(wanted), f"sum of what {name} wrote in {count} rounds")
 
 
-with check(f"the namespace of nfsd ends under load, {TIMES} times: work goes on when there is one again",
-           300 + 60 * TIMES), server_folder("nets") as folder, patient(150), \
-        nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"), \
-        second_server(), mounted("3", server=INSIDE) as at, \
-        writers(folder, ("lasting", ["python3", "-c", WRITER, f"{at}/nets/lasting"])) as jobs:
-    took = []
-    for turn in range(TIMES):
+def ends():
+    with check(f"the namespace of nfsd ends under load, {TIMES} times: work goes on when there is one again",
+               300 + 60 * TIMES), server_folder("nets") as folder, patient(150), \
+            nothing_left(on_server, "in use at the server"), nothing_left(run, "in use at the client"), \
+            second_server(), mounted("3", server=INSIDE) as at, \
+            writers(folder, ("lasting", ["python3", "-c", WRITER, f"{at}/nets/lasting"])) as jobs:
+        took = []
+        for turn in range(TIMES):
+            jobs.go_on(120)
+            time.sleep(random.random())
+            took.append(end_second())
+            reload("server")
+            begin_second()
         jobs.go_on(120)
-        time.sleep(random.random())
-        took.append(end_second())
-        begin_second()
-    jobs.go_on(120)
-    say(f"the namespace ended after {min(took):.1f} to {max(took):.1f} s, rounds {jobs.rounds()}")
-    jobs.end()
-    expect(max(took) < 20 * SLOWNESS, f"it took {max(took):.1f} s")
+        say(f"the namespace ended after {min(took):.1f} to {max(took):.1f} s, rounds {jobs.rounds()}")
+        jobs.end()
+        expect(max(took) < 20 * SLOWNESS, f"it took {max(took):.1f} s")
 
 
 def refused():
     return run("dmesg").count("cannot connect to server")
 
 
-with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
-        server_folder("nets") as folder, namespaces(1) as (net,), patient(600):
-    unlike("client", "the C transport ends such attempts otherwise (C108c in decisions.md)")
-    for vers in ("3", "4.2"):
-        os.makedirs(f"/mnt/{vers}", exist_ok=True)
-    with writers(folder, *((vers, ["ip", "netns", "exec", net.name, "sh", "-c",
-                                   f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{vers} && "
-                                   f"exec python3 -c '{WRITER}' /mnt/{vers}/nets/{vers}"])
-                           for vers in ("3", "4.2"))) as jobs:
-        jobs.go_on(60)
-        before = refused()
-        on_server(f"tc qdisc add dev {NETDEV} root netem loss 100%")
-        try:
-            # It is said once for each mount.
-            wait_for(lambda: refused() >= before + 2, 200, "attempts to connect have failed")
-            time.sleep(5)
-        finally:
-            on_server(f"tc qdisc delete dev {NETDEV} root")
-            mend()
-        jobs.go_on(120)
-        jobs.end()
+def silent():
+    with check("the server of mounts from a namespace is silent for a minute: nothing is lost", 500), \
+            server_folder("nets") as folder, namespaces(1) as (net,), patient(600):
+        unlike("client", "the C transport ends such attempts otherwise (C108c in decisions.md)")
+        for vers in ("3", "4.2"):
+            os.makedirs(f"/mnt/{vers}", exist_ok=True)
+        with writers(folder, *((vers, ["ip", "netns", "exec", net.name, "sh", "-c",
+                                       f"mount -t nfs -o {options(vers)} {SERVER}:{EXPORT} /mnt/{vers} && "
+                                       f"exec python3 -c '{WRITER}' /mnt/{vers}/nets/{vers}"])
+                               for vers in ("3", "4.2"))) as jobs:
+            jobs.go_on(60)
+            before = refused()
+            on_server(f"tc qdisc add dev {NETDEV} root netem loss 100%")
+            try:
+                # It is said once for each mount.
+                wait_for(lambda: refused() >= before + 2, 200, "attempts to connect have failed")
+                time.sleep(5)
+            finally:
+                on_server(f"tc qdisc delete dev {NETDEV} root")
+                mend()
+            jobs.go_on(120)
+            jobs.end()
+
+
+for part in (many, killed, inside, ends, silent):
+    if part.__name__ in sys.argv[2:] or not sys.argv[2:]:
+        part()
 done()

@@ -65,6 +65,22 @@ with check("the RDMA listener is away for a while", 300), busy(*VERSIONS) as loa
     on_server(f"echo rdma {PORT} >/proc/fs/nfsd/portlist")
     all_go_on(loads, 120)
 
+with check("a listener bound to a link-local address, which has a scope", 300):
+    address = re.search(r"inet6 (fe80:[0-9a-f:]+)/", on_server("ip -6 -o addr show dev $NETDEV scope link")).group(1)
+    on_server("nfsd-down; nfsdctl listener +tcp:0.0.0.0:2049 "
+              f"+rdma:[{address}%$NETDEV]:{PORT} && nfsdctl threads 8")
+    try:
+        say(on_server("cat /proc/fs/nfsd/portlist; rdma resource show cm_id"))
+        words = options("4.2").replace("proto=rdma", "proto=rdma6")
+        with mounted("4.2", opts=words, server=f"{address}%{NETDEV}") as at:
+            write_file(f"{at}/scoped", b"scoped")
+            equal(on_server(f"cat {EXPORT}/scoped; rm {EXPORT}/scoped"), "scoped", "content")
+        status, text = run("mount", "-t", "nfs", "-o", options("4.2") + ",retry=0", f"{SERVER}:{EXPORT}", "/mnt",
+                           ok=False, timeout=90)
+        expect(status, "it takes connections to another address")
+    finally:
+        on_server("nfsd-down; nfsd-up")
+
 with check("listeners bound to one address each", 300):
     bound = f"+rdma:{SERVER}:{PORT} +rdma:[{SERVER6}]:{PORT}"
     on_server(f"nfsd-down; nfsdctl listener +tcp:0.0.0.0:2049 {bound} && nfsdctl threads 8")

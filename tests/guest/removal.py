@@ -4,11 +4,12 @@
 First each kind of removal many times in a row under one mount; then rounds in which all goes: mount, load,
 removal, and the module is unloaded each time.
 
-removal.py [TIMES [WORD [SIDE]]]: how often in a row each kind of removal, with LONG 50 times, else once; so
-many rounds with unloads on each side, but two at least; only kinds with that word, or, with `unload`, only
-those rounds; and only at the `client`, or the `server`.
+removal.py [TIMES [WORD [SIDE [VERSION]]]]: how often in a row each kind of removal, with LONG 50 times, else
+once; so many rounds with unloads on each side, but two at least; only kinds with that word, or, with
+`unload`, only those rounds; only at the `client`, or the `server`; and only with that version of NFS.
 """
 
+import contextlib
 import glob
 import os
 import random
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import time
 
+from leaving import *
 from lib import *
 
 TIMES = int(sys.argv[1]) if len(sys.argv) > 1 else 50 if LONG else 1
@@ -23,8 +25,8 @@ ROUNDS = max(TIMES, 2)
 # In the rounds it is the module of one side that goes: ours.
 OURS = [side for side, flavour in FLAVOURS.items() if flavour == "rust"]
 SIZE = 8 << 20 if SLOWNESS == 1 else 2 << 20
-# Within this time a device is gone, however busy it was; and a module that nobody uses can go.
-GONE, UNLOAD = 20, 5
+# Within this time a device is gone, however busy it was.
+GONE = 20
 
 
 def settle(netdev):
@@ -63,7 +65,6 @@ KINDS = {
 # gives up after 50 seconds, with a warning (Documentation/upstream-findings.md). Like this the driver
 # lets go of a packet when it has it, from its next start on.
 LET_GO = "echo 0 >/sys/module/virtio_net/parameters/napi_tx"
-SIDES = {"client": lambda text: run("sh", "-c", text), "server": on_server}
 # Writes a file and reads it back, again and again, by direct I/O or through the page cache; one number for
 # each round.
 LOAD = """
@@ -128,13 +129,6 @@ class Loads:
             job.wait(30 * SLOWNESS)
 
 
-def timed(command, text):
-    """Run commands on one side; how long it took there. (A busy server takes seconds until it begins.)"""
-    words = command(f"read begun rest </proc/uptime; {text}\n"
-                    "read end rest </proc/uptime; echo $begun $end").split()
-    return float(words[-1]) - float(words[-2])
-
-
 def take_away(kind, where, command):
     """Take the device away; how long that took."""
     # The device of a network device that goes is taken down by a worker.
@@ -192,29 +186,26 @@ def again_and_again(kinds, where, command, loads, at):
     return took
 
 
-def leave(where, command):
-    """The module can go soon after the last mount, or the last listener; how soon it was gone."""
-    module = command("lsmod | grep -o '^rpcrdma[^ ]*'").strip()
-    if where == "server":
-        command("nfsd-down")
-    count = f"grep -qx 0 /sys/module/{module}/refcnt"
-    took = timed(command, f"for n in $(seq {20 * UNLOAD * SLOWNESS}); do {count} && break; sleep 0.1; done; "
-                          f"{count} || {{ lsmod; rdma resource; exit 1; }}; rmmod {module} || exit")
-    left = command("for kind in pd cq mr cm_id; do rdma resource show $kind; done")
-    equal([line for line in left.splitlines() if f"[{module}]" in line], [], "RDMA objects")
-    return took
+@contextlib.contextmanager
+def as_before(vers):
+    """What is in use on both sides after the body is what was before."""
+    with mounted(vers) as at:
+        os.listdir(at)
+    base = {side: in_use(there) for side, there in SIDES.items()}
+    say(f"in use: {base}")
+    yield base
+    still(base)
 
 
-def come_back(where, command):
-    command("load-transport")
-    if where == "server":
-        command("nfsd-up")
+def still(base):
+    for side, there in SIDES.items():
+        wait_for(lambda: in_use(there) == base[side], 20, f"in use at the {side}: {base[side]}")
 
 
 def removals(vers, where, kinds):
     command = SIDES[where]
     with check(f"v{vers}, {where}, {TIMES} times under load: {', '.join(kinds)}",
-               240 + 40 * TIMES * len(kinds)), patient(150), mounted(vers) as at:
+               240 + 40 * TIMES * len(kinds)), patient(150), as_before(vers), mounted(vers) as at:
         loads = Loads(at)
         try:
             time.sleep(2)
@@ -230,8 +221,8 @@ def removals(vers, where, kinds):
         expect(max(took) < GONE * SLOWNESS, f"a removal took {max(took):.1f} s")
         expect(made > len(took), f"{made} connections for {len(took)} removals: not each had one to end")
     with check(f"v{vers}, {where}: the module can go at once"):
-        took = leave(where, command)
-        come_back(where, command)
+        took = leave(where)
+        come_back(where)
         say(f"gone after {took:.1f} s")
         expect(took < UNLOAD * SLOWNESS, f"it took {took:.1f} s")
 
@@ -248,36 +239,47 @@ def rpc_clients():
             if glob.glob(f"{name}/switch/xprt-*-rdma")]
 
 
-def back(kind, where, command, loads):
+def back(kind, where, command, loads, vers):
     """The device is there again: work goes on, then the mount or the listener ends, and the module goes."""
     give_back(kind, where, command)
     goes_on(loads)
     if where == "server":
         # The mount stays, and its loads wait meanwhile.
-        took = leave(where, command)
-        come_back(where, command)
+        took = leave(where)
+        come_back(where)
         goes_on(loads)
     loads.end(120)
     umount()
     if where == "client":
-        took = leave(where, command)
-        come_back(where, command)
+        took = leave(where)
+        come_back(where)
     return took
 
 
-def away(kind, where, command, loads):
+def away(kind, where, command, loads, vers):
     """The mount or the listener ends and the module goes while there is no device."""
+    begun = time.monotonic()
     if where == "client":
         loads.kill()
         expect(not any("differs" in read(name) for name in loads.logs), "what was read back differs")
         expect(rpc_clients(), "no client of sunrpc while the mount is there")
-        # What NFS has under way times out, here, in the thread that manages the state of v4, or in the end of
-        # its session: until then the mount has not gone.
         begun = time.monotonic()
-        run("umount", "-f", "/mnt/a", timeout=90)
-        wait_for(lambda: not rpc_clients(), 120, "NFS has let go of its transports")
-        say(f"NFS has given up after {time.monotonic() - begun:.0f} s")
-    took = leave(where, command)
+        if vers == "3":
+            # A hard mount: this is how one is given up, with what it has to write. Without mount's helper, which
+            # would look for the server's mountd.
+            for path in glob.glob("/sys/fs/nfs/*/shutdown"):
+                write(path, "1")
+            run("umount", "-f", "-i", "/mnt/a", timeout=90)
+        else:
+            run("umount", "-f", "/mnt/a", timeout=90)
+            # What NFS has under way times out, here, in the thread that manages the state of v4, or in the end
+            # of its session: until then the mount has not gone.
+            wait_for(lambda: not rpc_clients(), 120, "NFS has let go of its transports")
+            say(f"NFS has given up after {time.monotonic() - begun:.0f} s")
+    took = leave(where)
+    if where == "client" and vers == "3":
+        # From that on to the end of the module, as nothing is to be waited for.
+        took = time.monotonic() - begun
     command("load-transport")
     give_back(kind, where, command)
     if where == "server":
@@ -294,8 +296,10 @@ def round_of(number, vers, where, command, base):
     # Each kind both ways, in turn.
     way = (back, away)[(number + number // len(wanted) + (where == "client")) % 2]
     begun = time.monotonic()
-    # Without a device a hard mount's last calls would wait for one, with the transport, after the mount has gone.
-    soft = f"soft,timeo={50 if SLOWNESS == 1 else 100},retrans=1" if where == "client" and way is away else ""
+    # Without a device the last calls of a hard mount of v4 would wait for one, with the transport, after the mount
+    # has gone (row M21).
+    soft = f"soft,timeo={50 if SLOWNESS == 1 else 100},retrans=1" \
+        if where == "client" and way is away and vers != "3" else ""
     command(KINDS[kind][2] or ":")
     mount(vers, soft)
     loads = Loads("/mnt/a")
@@ -304,7 +308,7 @@ def round_of(number, vers, where, command, base):
         loads.alive()
         gone = take_away(kind, where, command)
         time.sleep(random.random())
-        unused = way(kind, where, command, loads)
+        unused = way(kind, where, command, loads, vers)
     finally:
         loads.kill()
         subprocess.run(["umount", "-f", "-l", "/mnt/a"], stderr=subprocess.DEVNULL)
@@ -318,17 +322,12 @@ def round_of(number, vers, where, command, base):
     with mounted(vers) as at:
         write_file(f"{at}/load-0", b"%d" % number, direct=True)
         equal(read_file(f"{at}/load-0", direct=True), b"%d" % number, "content")
-    for side, there in SIDES.items():
-        wait_for(lambda: in_use(there) == base[side], 20, f"in use at the {side}: {base[side]}")
+    still(base)
 
 
 def rounds(vers, where):
     with check(f"v{vers}, {where}: {ROUNDS} times removal under load, and unload", 120 + 150 * ROUNDS), \
-            patient(150):
-        with mounted(vers) as at:
-            os.listdir(at)
-        base = {side: in_use(there) for side, there in SIDES.items()}
-        say(f"in use: {base}")
+            patient(150), as_before(vers) as base:
         for number in range(ROUNDS):
             round_of(number, vers, where, SIDES[where], base)
 
@@ -341,16 +340,21 @@ for command in SIDES.values():
     command(LET_GO)
     for step in KINDS["network device unregistered"][:2]:
         command(step)
-word, side = (sys.argv[2:] + ["", ""])[:2]
+word, side, only = (sys.argv[2:] + ["", "", ""])[:3]
+
+
+def chosen(usual, more):
+    """Versions of NFS and sides: the usual ones, with LONG all, or those of the command's last words."""
+    return [(vers, where) for vers, where in usual + (LONG or bool(only)) * more
+            if side in where and only in ("", vers)]
+
+
 wanted = [kind for kind in KINDS if word in kind or word == "unload"]
-for vers, where in (("3", "client"), ("4.2", "server"),
-                    *LONG * (("4.2", "client"), ("3", "server"))):
-    if side not in where:
-        continue
+for vers, where in chosen((("3", "client"), ("4.2", "server")), (("4.2", "client"), ("3", "server"))):
     # Once around is one check; many times are one for each kind.
     for kinds in ([] if word == "unload" else [wanted] if TIMES == 1 else [[kind] for kind in wanted]):
         removals(vers, where, kinds)
-for vers, where in (("4.2", "client"), ("3", "server"), *LONG * (("3", "client"), ("4.2", "server"))):
-    if where in OURS and side in where:
+for vers, where in chosen((("4.2", "client"), ("3", "server")), (("3", "client"), ("4.2", "server"))):
+    if where in OURS:
         rounds(vers, where)
 done()

@@ -43,6 +43,34 @@ def exported(path, extra):
         on_server("exportfs -ra")
 
 
+# The client's own address, where it is a server for once.
+HERE = "10.0.0.2"
+BEGIN = f"""
+set -e
+modprobe nfsd
+mountpoint -q /proc/fs/nfsd || mount -t nfsd nfsd /proc/fs/nfsd
+mkdir -p {EXPORT} /var/lib/nfs/nfsdcld /var/lib/nfs/v4recovery
+touch /var/lib/nfs/etab /var/lib/nfs/rmtab
+mount -t tmpfs -o mode=1777 here {EXPORT}
+echo '{EXPORT} *(rw,async,no_root_squash,no_subtree_check,insecure,fsid=1)' >/etc/exports
+nfsdcld
+exportfs -ra
+rpc.mountd
+nfsd-up
+"""
+
+
+@contextlib.contextmanager
+def serving_here():
+    """This machine is a server, too, within the body."""
+    run("sh", "-c", BEGIN)
+    try:
+        yield
+    finally:
+        run("sh", "-c", f"nfsd-down; pkill rpc.mountd; pkill nfsdcld; rm /etc/exports; exportfs -ua; umount {EXPORT}; "
+                        "umount /proc/fs/nfsd")
+
+
 def copies(at, name, count):
     """Files written and read, so many at once."""
     def copy(n):
@@ -67,6 +95,15 @@ with server_folder("ways") as folder:
             used = sends(at)
             equal(len(used), 16, "connections")
             expect(min(used) > 1, f"calls sent by each: {used}")
+            if NODES > 1:
+                # All sixteen are lost at once, and come back.
+                run("rdma", "link", "delete", f"{RDMA}0")
+                run("rdma", "link", "add", f"{RDMA}0", "type", RDMA, "netdev", NETDEV)
+                copies(f"{at}/ways", f"again{vers}", 32)
+                copies(f"{at}/ways", f"again{vers}", 32)
+                grown = [new - old for new, old in zip(sends(at), used)]
+                equal(len(grown), 16, "connections")
+                expect(min(grown) > 0, f"calls sent by each: {grown}")
 
     with check("max_connect: a mount by another address of the server adds a connection"), \
             another_address(), mounted("4.2", "max_connect=4") as first, \
@@ -102,6 +139,24 @@ with server_folder("ways") as folder:
             finally:
                 run("umount", "-R", at)
 
+    with check("a referral goes to another server by RDMA", 200):
+        if NODES == 1:
+            raise Skip("there is one server")
+        on_server("mkdir -p /export/other")
+        with serving_here(), exported("/export/other", f"fsid=8,insecure,refer={EXPORT}@{HERE}"):
+            at = mount("4.2", export="/")
+            try:
+                there = f"{at}/export/other"
+                before = sends(at)[0]
+                copies(there, "away", 2)
+                equal(option(there, "addr"), HERE, "address")
+                equal(len(transports(HERE)), 1, "transports to the other server")
+                expect(sum(sends(there)) > 10, f"calls sent there: {sends(there)}")
+                say(f"calls sent to the first server meanwhile: {sends(at)[0] - before}")
+                equal(run("sha256sum", f"{EXPORT}/away1").split()[0], sha(random_bytes(SIZE, 1)), "what the other server has")
+            finally:
+                run("umount", "-R", at)
+
     with check("IPv6, link-local with a scope"):
         text = on_server("ip -6 -o addr show dev $NETDEV scope link")
         address = re.search(r"inet6 (fe80:[0-9a-f:]+)/", text).group(1)
@@ -114,6 +169,10 @@ with server_folder("ways") as folder:
                 copies(f"{at}/ways", f"local{vers}-", 4)
                 scope = socket.if_nametoindex(NETDEV)
                 equal(option(at, "addr"), f"{address}%{scope}", "address")
+                # Another connection goes there, too.
+                on_server("nfsd-down; nfsd-up")
+                copies(f"{at}/ways", f"local{vers}-", 4)
+                equal(xprt_stats(at)["connect_count"], 2, "connections made")
         # The kernel log has the scope too, on both ends.
         os.makedirs("/mnt/b", exist_ok=True)
         run("mount", "-t", "nfs", "-o", proto.replace(f"port={PORT}", "port=20050") + ",retry=0",
@@ -134,11 +193,14 @@ with server_folder("ways") as folder:
             gids = f"cat /sys/class/infiniband/{RDMA}0/ports/1/gids/* 2>/dev/null"
             wait_for(lambda: "0a00:0058" in shell(run, gids + "; true") or RDMA == "siw", 20, "the device has the address")
             run("ip", "route", "add", *route.split(), "src", mine)
-            for vers in ("3", "4.2"):
-                with mounted(vers) as at:
-                    copies(f"{at}/ways", f"from{vers}-", 2)
-                    shown = run("rdma", "resource", "show", "cm_id")
-                    expect(f" src-addr {mine}:" in shown, shown)
+            # Row W51: no source address is given to the connection manager, whatever the mount says of the client's.
+            with probes(run, "p:probe_resolve rdma_resolve_addr src=%si:x64") as events:
+                for vers, extra in (("3", ""), ("4.2", ""), ("4.0", "clientaddr=10.0.0.2")):
+                    with mounted(vers, extra) as at:
+                        copies(f"{at}/ways", f"from{vers}-", 2)
+                        shown = run("rdma", "resource", "show", "cm_id")
+                        expect(f" src-addr {mine}:" in shown, shown)
+            equal({number(t, "src") for t in of(events, "probe_resolve")}, {0}, "source addresses asked for")
         finally:
             run("ip", "route", "del", *route.split(), ok=False)
             run("ip", "addr", "del", f"{mine}/24", "dev", NETDEV)
