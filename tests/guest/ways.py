@@ -150,7 +150,8 @@ with server_folder("ways") as folder:
                 before = sends(at)[0]
                 copies(there, "away", 2)
                 equal(option(there, "addr"), HERE, "address")
-                equal(len(transports(HERE)), 1, "transports to the other server")
+                # That server has one to this machine, too, for callbacks.
+                expect(transports(HERE), "no transport to the other server")
                 expect(sum(sends(there)) > 10, f"calls sent there: {sends(there)}")
                 say(f"calls sent to the first server meanwhile: {sends(at)[0] - before}")
                 equal(run("sha256sum", f"{EXPORT}/away1").split()[0], sha(random_bytes(SIZE, 1)), "what the other server has")
