@@ -74,6 +74,18 @@ with check("a request is completed, and let go of, with the queue locked"), moun
         expect(len(texts) > 20, f"{name} came {len(texts)} times")
         equal({number(text, "locked") for text in texts}, {1}, f"lock at {name}")
 
+with check("each end of a connection, and each new one, changes the cookie by which sunrpc knows it"), \
+        mounted("3", "noac") as at:
+    # Rows C110 and L32: sunrpc counts one when it closes, the transport one for the end and one for the next
+    # connection.
+    fields = "cookie=xprt->connect_cookie kind=xprt->xprt_class->ident"
+    with probes(run, f"f:probe_done xprt_disconnect_done {fields}") as events:
+        for _ in range(3):
+            on_server("nfsd-down; nfsd-up")
+            os.statvfs(at)
+    cookies = [number(text, "cookie") for text in of(events, "probe_done") if number(text, "kind") == 256]
+    equal([new - old for old, new in zip(cookies, cookies[1:])], [3, 3], f"differences of {cookies}")
+
 with check("five seconds for each step of finding the server"):
     equal(resolved("/mnt/b"), [5000, 5000], "milliseconds")
 

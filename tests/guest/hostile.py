@@ -311,12 +311,15 @@ def credits():
             stat_fs()
             if spoiler == nothing:
                 wait_for(lambda: xprt_stats(AT)["bad_xids"] > unknown, 10, "the reply to nothing is seen")
-            with holding():
+            with holding(), traced(run, "sunrpc/xprt_transmit", only=["xprtrdma_op_connect"]) as events:
                 calls = [pool.submit(stat_fs) for _ in range(150)]
                 wait_for(lambda: len(proxy.seen) >= low, 30, f"{low} calls at once")
                 # More than may come would come now.
                 time.sleep(2)
                 count = len(proxy.seen)
+            # Row C56: -EBADSLT.
+            told = of(events, "xprt_transmit")
+            expect(any("status=-57" in text for text in told), "no call had to wait for credit")
             for call in calls:
                 call.result(60 * SLOWNESS)
             expect(low <= count <= high, f"{count} calls at once")

@@ -7,6 +7,7 @@ Nothing here depends on which module the server has.
 import concurrent.futures
 import os
 
+from events import *
 from lib import *
 
 DIRECTORY = "/proc/sys/sunrpc/svc_rdma/"
@@ -113,6 +114,10 @@ with check("the server's class has its name and its payload, its listeners a por
     expect("rdma 4194304" in lines, f"transports are {lines}")
     lines = on_server("cat /proc/fs/nfsd/portlist").splitlines()
     equal(lines.count(f"rdma {PORT}"), 2, f"listeners in {lines}")
+    # Row S11: so many may wait to be accepted.
+    with probes(on_server, "f:probe_listen rdma_listen backlog=backlog:s32") as events:
+        on_server("nfsd-down; nfsd-up")
+    equal([number(text, "backlog") for text in of(events, "probe_listen")], [10, 10], "backlogs")
 
 with check("a port for which there is a listener, and one that is none: no references are lost"):
     before = on_server("cat /sys/module/rpcrdma*/refcnt").strip()
