@@ -325,6 +325,17 @@ def credits():
             expect(low <= count <= high, f"{count} calls at once")
             honest()
 
+    with check("grants of 0, 1 and 2^32 - 1 in turn, one with each reply, under many calls at once"):
+        before, count = xprt_stats(AT), 450
+        for n in range(count):
+            proxy.spoil(FSSTAT, changes(credits=(0, 1, BIG)[n % 3]))
+        for call in [pool.submit(stat_fs) for _ in range(count)]:
+            call.result(60 * SLOWNESS)
+        after = xprt_stats(AT)
+        for field in ("connect_count", "bad_reply_count", "bad_xids"):
+            equal(after[field], before[field], field)
+        honest()
+
     def sent_again(answer):
         """The connection ends instead of a reply. Returns the calls without effect that come, and how long it took."""
         asked, before = [], xprt_stats(AT)

@@ -186,7 +186,7 @@ EVENTS = [flap, flap, flap, client_device, server_device, restart, nothing]
 parser = argparse.ArgumentParser()
 parser.add_argument("--seconds", type=float,
                     default=float(os.environ.get("SOAK_SECONDS") or (300 if LONG else 60)))
-parser.add_argument("--seed", default=os.environ.get("SOAK_SEED")
+parser.add_argument("--seed", default=os.environ.get("SEED")
                     or f"{int.from_bytes(os.urandom(4), 'big'):08x}")
 args = parser.parse_args()
 chance = random.Random(args.seed)

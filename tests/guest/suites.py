@@ -8,6 +8,8 @@ file itself, in a start with the C module on both ends (`tests/run --client c --
 import json
 import os
 import re
+import time
+import zlib
 
 from lib import *
 
@@ -22,6 +24,8 @@ NOT_OVER_NFS = {
 }
 FEATURES = ["posix_fallocate", "rename_ctime", "utime_now", "utimensat"]
 OPERATIONS = 4000 if LONG else 1000
+# What fsx and fio do by chance: tests/run --seed, so that the yardstick does the same.
+SEED = zlib.crc32(os.environ.get("SEED", str(time.time_ns())).encode())
 
 
 def toml(**sections):
@@ -50,7 +54,7 @@ def fsx(at, vers, name, size):
     if vers != "3":
         weights.update(punch_hole=2, copy_file_range=2, posix_fallocate=1)
     write("/tmp/fsx.toml", f"flen = {1 << 20}\n" + toml(opsize={"max": size}, weights=weights))
-    seed = str(int.from_bytes(os.urandom(4), "big"))
+    seed = str(SEED)
     status, text = run(f"{TOOLS}/fsx", "-f", "/tmp/fsx.toml", "-N", str(OPERATIONS), "-S", seed,
                        "-P", "/tmp", f"{at}/suites/{name}", timeout=900, ok=False)
     expect(status == 0, f"seed {seed}: {text[-2000:]}")
@@ -58,9 +62,11 @@ def fsx(at, vers, name, size):
 
 
 def fio(at, name, direct):
+    say(f"seed {SEED}")
     run("fio", f"--name={name}", f"--directory={at}/suites", "--rw=randrw", "--bsrange=512-1m", "--size=24m",
         f"--direct={direct}", "--ioengine=libaio", "--iodepth=8", "--numjobs=2", "--verify=crc32c-intel",
-        "--verify_fatal=1", "--bs_unaligned=0", "--randrepeat=0", "--end_fsync=1",
+        "--verify_fatal=1", "--bs_unaligned=0", "--allrandrepeat=1",
+        f"--randseed={SEED}", "--end_fsync=1",
         # Through the page cache, what was just written is there still: it is read when the cache was emptied, at the end.
         *(["--verify_backlog=64"] if direct else []), timeout=600)
 
