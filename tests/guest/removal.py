@@ -258,17 +258,17 @@ def back(kind, where, command, loads, vers):
 
 def away(kind, where, command, loads, vers):
     """The mount or the listener ends and the module goes while there is no device."""
-    begun = time.monotonic()
     if where == "client":
-        loads.kill()
-        expect(not any("differs" in read(name) for name in loads.logs), "what was read back differs")
         expect(rpc_clients(), "no client of sunrpc while the mount is there")
-        begun = time.monotonic()
         if vers == "3":
-            # A hard mount: this is how one is given up, with what it has to write. Without mount's helper, which
-            # would look for the server's mountd.
+            # A hard mount: this is how one is given up. Else even a killed process would wait for what it has written.
             for path in glob.glob("/sys/fs/nfs/*/shutdown"):
                 write(path, "1")
+        loads.kill()
+        expect(not any("differs" in read(name) for name in loads.logs), "what was read back differs")
+        begun = time.monotonic()
+        if vers == "3":
+            # Without mount's helper, which would look for the server's mountd.
             run("umount", "-f", "-i", "/mnt/a", timeout=90)
         else:
             run("umount", "-f", "/mnt/a", timeout=90)

@@ -25,6 +25,7 @@ mod tests {
         },
         rt::{
             completion::Completion,
+            err,
             queue,
             ticker::Tick, //
         },
@@ -228,6 +229,50 @@ mod tests {
         assert_eq!(idle(&conn), before);
         let lease = seen.lock().lease.take();
         assert!(lease.is_some() && seen.lock().set.is_none());
+        Ok(())
+    }
+
+    #[test]
+    fn completion_leads_to_its_own_fence() -> Result {
+        // The last one completes, or the device forgets it.
+        for ends in [true, false] {
+            let (fake, seen, alive, mut conn) = trial()?;
+            let before = idle(&conn);
+            for number in 1..=2 {
+                send_set(&mut conn, &seen, &alive)?;
+                seen.lock().then = Then::Invalidate(number);
+                assert!(fake.receive(b"reply", None));
+                // What else the connection does is no fence.
+                seen.lock().then = Then::Drop;
+                assert!(fake.receive(b"message", None));
+                conn.reserve().ok_or_else(err::enobufs)?.send(16)?;
+            }
+            // Of each: registrations and their message, invalidations, a message.
+            let each = TWO + 1 + TWO + 1;
+            assert_eq!(fake.sends(), 2 * each);
+            fake.complete(each - 2, OK);
+            assert_eq!(seen.lock().fenced.len(), 0);
+            fake.complete(1, OK);
+            assert!(seen.lock().fenced.as_slice() == [(1, Some(TWO))]);
+            assert!(idle(&conn) == before - TWO && alive.load(Relaxed) == 2);
+            fake.complete(each - 1, OK);
+            assert_eq!(seen.lock().fenced.len(), 1);
+            if ends {
+                fake.complete(1, OK);
+                assert!(seen.lock().fenced.as_slice() == [(1, Some(TWO)), (2, Some(TWO))]);
+                assert_eq!(idle(&conn), before);
+            } else {
+                fake.fail();
+            }
+            let proof = conn.shutdown();
+            if !ends {
+                assert!(seen.lock().fenced.as_slice() == [(1, Some(TWO)), (2, None)]);
+                assert!(take_set(&seen)?.reclaim(&proof).is_ok());
+            }
+            drop(seen.lock().lease.take());
+            assert_eq!(alive.load(Relaxed), 0);
+            assert_eq!(seen.lock().messages, 4);
+        }
         Ok(())
     }
 
