@@ -86,7 +86,8 @@ def remove(folder, load, file, word):
     """Remove a transport that has no call: one that has would be connected again, and stay where it is
     (Documentation/upstream-findings.md)."""
     write(f"{folder}/xprt_state", "offline")
-    load.goes_on(60)
+    queues = ("sending_q_len", "pending_q_len", "backlog_q_len", "tasks_queuelen")
+    wait_for(lambda: {info(folder)[name] for name in queues} == {"0"}, 60, "nothing is under way")
     write(f"{folder}/{file}", word)
     expect(not os.path.exists(folder), "it is there")
     load.goes_on(60, rounds=5)
