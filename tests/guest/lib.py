@@ -309,6 +309,10 @@ def mount(vers, extra="", at="/mnt/a", server=SERVER, export=EXPORT, opts=None, 
         if "Stale" in str(error):
             # Seen once, without a reason: which handle does the server not know?
             say(on_server("grep . /proc/net/rpc/nfsd.*/content; cat /var/lib/nfs/etab"))
+        if "denied" in str(error) and "sec=krb5" in extra:
+            # Likewise: which end did not get what it needs for a context? (Of what a test has traced.)
+            for command in (on_server, on_client):
+                say(command("tail -n 60 /sys/kernel/tracing/trace | cut -c 24-200; grep . /proc/net/rpc/auth.rpcsec*/content"))
         raise
     return at
 
