@@ -17,18 +17,20 @@ const CHANGES: usize = 300;
 
 /// The messages of `recorded/<name>.hex`.
 fn recorded(name: &str) -> Vec<Vec<u8>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("recorded/{name}.hex"));
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let all: Vec<Vec<u8>> = text
-        .lines()
+    let all = messages(&Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("recorded/{name}.hex")));
+    assert!(all.len() > 100, "the recording of {name} is short");
+    all
+}
+
+fn messages(path: &Path) -> Vec<Vec<u8>> {
+    let text = std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    text.lines()
         .map(|line| line.split(' ').nth(1).expect("a name and bytes"))
         .map(|hex| {
             let digit = |n: usize| u8::from_str_radix(&hex[n..n + 2], 16).expect("two hex digits");
             (0..hex.len()).step_by(2).map(digit).collect()
         })
-        .collect();
-    assert!(all.len() > 100, "the recording of {name} is short");
-    all
+        .collect()
 }
 
 /// A generator of numbers, the same ones each time.
@@ -144,6 +146,23 @@ fn changed() {
         }
     }
     // Some of both, or the changes are too many or too few.
+    assert!(
+        good > all / 10 && good < all * 9 / 10,
+        "{good} of {all} are good"
+    );
+}
+
+/// Calls as `tests/guest/fuzz.py` changes them before it sends them to a server: `host/coverage` makes them.
+#[test]
+#[ignore = "host/coverage runs it"]
+fn as_fuzz_py_sends_them() {
+    let path = std::env::var("CHANGED").expect("a file of messages");
+    let (mut good, mut all) = (0, 0);
+    for msg in messages(Path::new(&path)) {
+        fuzz::call(&msg);
+        good += usize::from(decode_call(&msg, &fuzz::common::SERVER).is_ok());
+        all += 1;
+    }
     assert!(
         good > all / 10 && good < all * 9 / 10,
         "{good} of {all} are good"
