@@ -6,8 +6,8 @@
 Four mounts, NFSv3 and v4.2, page cache and direct I/O. Each has a process that writes, reads, cuts and
 renames files, with a copy of them in its memory that everything is compared with; at the end, what the
 server has is. Both sides ask all the time what connections there are. Meanwhile, in an order that the
-seed decides: cables are pulled (longer than a connection lasts, or not), devices removed on either side,
-nfsd restarted. After each of these all of the work has to go on. account.py, which tests/run has before
+seed decides: cables are pulled (longer than a connection lasts, or not), connections ended, devices
+removed on either side, nfsd restarted. After each of these all of the work has to go on. account.py, which tests/run has before
 and after it, compares memory and RDMA objects.
 """
 
@@ -158,6 +158,12 @@ def restart():
     on_server("nfsd-up")
 
 
+def ended():
+    """A connection ends, as somebody writes to a file in sysfs: at that moment, whatever it carries."""
+    for path in chance.sample(transports(), 2):
+        write(f"{path}/dstaddr", SERVER)
+
+
 def nothing():
     time.sleep(chance.random() * 5)
 
@@ -182,7 +188,7 @@ def asked():
             on_server(f"kill {theirs}; true")
 
 
-EVENTS = [flap, flap, flap, client_device, server_device, restart, nothing]
+EVENTS = [flap, flap, flap, client_device, server_device, restart, ended, nothing]
 parser = argparse.ArgumentParser()
 parser.add_argument("--seconds", type=float,
                     default=float(os.environ.get("SOAK_SECONDS") or (300 if LONG else 60)))
