@@ -7,8 +7,8 @@ Four mounts, NFSv3 and v4.2, page cache and direct I/O. Each has a process that 
 renames files, with a copy of them in its memory that everything is compared with; at the end, what the
 server has is. Both sides ask all the time what connections there are. Meanwhile, in an order that the
 seed decides: cables are pulled (longer than a connection lasts, or not), connections ended, devices
-removed on either side, nfsd restarted. After each of these all of the work has to go on. account.py, which tests/run has before
-and after it, compares memory and RDMA objects.
+removed on either side, nfsd restarted. After each of these all of the work has to go on. account.py, which
+tests/run has before and after it, compares memory and RDMA objects.
 """
 
 import argparse
