@@ -89,9 +89,8 @@ def remove(folder, load, file, word):
     queues = ("sending_q_len", "pending_q_len", "backlog_q_len", "tasks_queuelen")
     wait_for(lambda: {info(folder)[name] for name in queues} == {"0"}, 60, "nothing is under way")
     write(f"{folder}/{file}", word)
-    if os.path.exists(folder):
-        # If its connection ended before sunrpc looked again, nobody takes it out any more.
-        say(f"it is there still: {read(folder + '/xprt_state')}")
+    # A worker destroys it.
+    wait_for(lambda: not os.path.exists(folder), 20, "the transport is gone")
     load.goes_on(60, rounds=5)
 
 
