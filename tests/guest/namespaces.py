@@ -365,6 +365,10 @@ def silent():
             jobs.end()
 
 
+if RDMA == "siw":
+    with check("network namespaces"):
+        raise Skip("siw connects from the first one only: Documentation/upstream-findings.md")
+    done()
 for part in (many, killed, inside, ends, silent):
     if part.__name__ in sys.argv[2:] or not sys.argv[2:]:
         part()
