@@ -317,9 +317,9 @@ def credits():
                 # More than may come would come now.
                 time.sleep(2)
                 count = len(proxy.seen)
-            # Row C56: -EBADSLT.
+            # Row C56: -EBADSLT, unless there are as many credits as slots.
             told = of(events, "xprt_transmit")
-            expect(any("status=-57" in text for text in told), "no call had to wait for credit")
+            expect(high == 128 or any("status=-57" in text for text in told), "no call had to wait for credit")
             for call in calls:
                 call.result(60 * SLOWNESS)
             expect(low <= count <= high, f"{count} calls at once")
