@@ -117,7 +117,9 @@ with check("the server's class has its name and its payload, its listeners a por
     # Row S11: so many may wait to be accepted.
     with probes(on_server, "f:probe_listen rdma_listen backlog=backlog:s32") as events:
         on_server("nfsd-down; nfsd-up")
-    equal([number(text, "backlog") for text in of(events, "probe_listen")], [10, 10], "backlogs")
+    # (The connection manager calls it once more for each device.)
+    backlogs = [number(text, "backlog") for text in of(events, "probe_listen")]
+    expect(len(backlogs) >= 2 and set(backlogs) == {10}, f"backlogs: {backlogs}")
 
 with check("a port for which there is a listener, and one that is none: no references are lost"):
     before = on_server("cat /sys/module/rpcrdma*/refcnt").strip()
