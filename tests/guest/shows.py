@@ -122,10 +122,12 @@ with server_folder("stats") as folder:
         for _ in range(20):
             os.statvfs(at)
         after = xprt_stats(at)
-        # Each call counts what is under way when it is sent, and what waits for a slot.
+        # Each call counts what is under way when it has been sent, and what waits for a slot. A reply that
+        # is faster than the sender's counting leaves nothing under way.
         grown = {name: after[name] - before[name] for name in ("sends", "req_u", "bklog_u")}
         say(grown)
-        expect(20 <= grown["sends"] <= grown["req_u"] <= 2 * grown["sends"], "calls under way")
+        expect(grown["sends"] >= 20, "calls that were sent")
+        expect(grown["sends"] // 2 <= grown["req_u"] <= 2 * grown["sends"], "calls under way")
         equal(grown["bklog_u"], 0, "calls that wait for a slot")
         expect(after["idle_time"] <= 2 * SLOWNESS, f"idle for {after['idle_time']} s")
         begun = time.monotonic()
