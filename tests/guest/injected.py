@@ -112,7 +112,9 @@ def calling_back(vers):
         expect(made, "the connection was not broken")
         copy(at, 0)
         before = xprt_stats(at)["connect_count"]
-        # The lease is 30 s.
+        # nfsd does not count a callback whose reply was lost, so that the client takes the next one in its slot
+        # for a repetition (upstream-findings.md): that one may be lost. Those after it may not; the lease is 30 s.
+        recall(at, folder)
         expect(any([recall(at, folder, 20) for _ in range(4)]), "no delegation any more")
         equal(xprt_stats(at)["connect_count"], before, "connections, with nothing to break them")
 
