@@ -5,7 +5,7 @@
 
 use super::{endpoint::Endpoint, Rdma};
 use crate::{
-    ib::{Conn, Exposed, Exposing, Quiesced, RxMsg, Service},
+    ib::{Conn, Exposed, Exposing, Handle, Quiesced, RxMsg, Service},
     rt::pages::Lease,
     sunrpc::{PayloadLease, PinnedRqst},
     wire::{self, HeaderWriter, Segment},
@@ -64,6 +64,11 @@ fn double_message(msg: &RxMsg<Endpoint>) -> RxMsg<Endpoint> {
 // Something that may not be there is used as if it was (row 19).
 fn buffer_that_may_be_missing(conn: &mut Conn<Endpoint>) {
     let _ = conn.reserve().send(1); //~ E0599
+}
+
+// Nobody has looked whether there is memory for padding (row 11).
+fn pad_that_may_be_missing(conn: &Conn<Endpoint>) -> Handle {
+    conn.pad() //~ E0308
 }
 
 // The reply of a server says what to invalidate by any number (newtype).
