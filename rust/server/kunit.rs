@@ -451,6 +451,27 @@ mod tests {
     }
 
     #[test]
+    fn there_is_work_until_the_last_of_either_kind_is_taken() -> Result {
+        let (fake, xprt, mut rqst, conn) = trial()?;
+        assert!(fake.receive(&with_read(100)?, None));
+        assert!(receive(&conn, &mut rqst)?.is_none());
+        fake.complete(1, OK);
+        for _ in 0..2 {
+            assert!(fake.receive(&plain()?, None));
+        }
+        for left in [2, 1, 0] {
+            assert!(xprt.has_data());
+            let Some(ctxt) = receive(&conn, &mut rqst)? else {
+                return Err(EINVAL);
+            };
+            conn.put_ctxt(ctxt);
+            assert!(xprt.has_data() == (left != 0));
+        }
+        assert!(!xprt.is_closing());
+        Ok(())
+    }
+
+    #[test]
     fn client_has_one_call_read_at_a_time_until_it_names_a_file() -> Result {
         let (fake, xprt, mut rqst, conn) = trial()?;
         let bytes = with_read(PAGE)?;
