@@ -191,7 +191,12 @@ def as_before(vers):
     """What is in use on both sides after the body is what was before."""
     with mounted(vers) as at:
         os.listdir(at)
-    base = {side: in_use(there) for side, there in SIDES.items()}
+    looks = []
+    # What was mounted goes on both sides in its own time.
+    while len(looks) < 3 or looks[-1] != looks[-3]:
+        time.sleep(1)
+        looks.append({side: in_use(there) for side, there in SIDES.items()})
+    base = looks[-1]
     say(f"in use: {base}")
     yield base
     still(base)

@@ -84,6 +84,8 @@ with server_folder("stats") as folder:
         for n in range(50):
             write_file(f"{at}/stats/{'n' * 200}{n}", b"")
         os.listdir(f"{at}/stats")
+        # (What renews the lease comes when it likes.)
+        wait_for(lambda: len({xprt_stats(at)[name] for name in ("sends", "recvs")}) == 1, 10, "each call has its reply")
         stats = xprt_stats(at)
         say(xprt_lines(at)[0])
         for name in ("read_chunk_count", "write_chunk_count", "reply_chunk_count", "mrs_allocated"):
@@ -91,7 +93,6 @@ with server_folder("stats") as folder:
         for name in ("bad_xids", "bad_reply_count", "mrs_recycled", "mrs_orphaned", "port", "zero"):
             equal(stats[name], 0, name)
         equal(stats["connect_count"], 1, "connect_count")
-        equal(stats["sends"], stats["recvs"], "sends against recvs")
         expect(stats["sends"] > zero["sends"], "sends did not grow")
         expect(stats["total_rdma_request"] >= 1 << 20, "total_rdma_request below what was read")
         expect(stats["total_rdma_reply"] >= 1 << 20, "total_rdma_reply below what was read")
@@ -294,7 +295,8 @@ with check("rpc xprt files of debugfs and sysfs can be read"), mounted("4.2") as
             for name in names:
                 try:
                     text = read(os.path.join(folder, name))
-                except PermissionError:
+                except OSError:
+                    # Some are for writing only; and what was unmounted before goes in its own time.
                     continue
                 if "rdma" in text:
                     seen.append(os.path.join(folder, name))
