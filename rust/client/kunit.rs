@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! KUnit tests of the client's transport without a server: who gets its slots, how many credits there
-//! are, which requests a reply can be to, and what becomes of callbacks.
+//! are, which requests a reply can be to, and what becomes of callbacks. Those of replies are in `reply.rs`.
+
+mod reply;
+#[cfg(CONFIG_KUNIT = "y")]
+mod trial;
 
 use kernel::prelude::*;
 
@@ -14,12 +18,9 @@ mod tests {
         stats::Stats,
         Rdma, //
     };
+    use super::trial;
     use crate::{
-        ib::{
-            Attempt,
-            Fake,
-            Params, //
-        },
+        ib::Fake,
         rt::err,
         sunrpc::{
             ClientTransport,
@@ -192,24 +193,8 @@ mod tests {
     #[test]
     fn grant_is_one_at_least_and_what_was_asked_for_at_most() -> Result {
         let (fake, xprt) = (Fake::new()?, TrialClient::<Rdma>::new()?);
-        let params = Params {
-            net: fake.net(),
-            dst: &xprt.addr(),
-            requests: 16,
-            min_requests: 16,
-            extra: Rdma::BC_SLOTS,
-            tx_bytes: 1024,
-            rx_bytes: 1024,
-            max_pages: 8,
-            extra_regions: 0,
-            max_regions: 8,
-            trusts_peer: false,
-            private: &[],
-            msecs: 1,
-            wanted: &|| true,
-            attempt: &Attempt::default(),
-        };
-        let endpoint = Endpoint::new(xprt.handle(), Stats::new()?, &fake.limits(&params)?);
+        let limits = trial::with_params(&fake, &xprt, |params| fake.limits(params))?;
+        let endpoint = Endpoint::new(xprt.handle(), Stats::new()?, &limits);
         // Before the first reply there is one.
         xprt.reset_window();
         assert_eq!(xprt.window(), 1);

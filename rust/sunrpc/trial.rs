@@ -4,7 +4,10 @@
 
 use super::{
     class,
-    xprt::Xprt,
+    xprt::{
+        SendLock,
+        Xprt, //
+    },
     ClientTransport, //
 };
 use crate::bindings;
@@ -28,8 +31,28 @@ struct Service {
     pool: Opaque<bindings::svc_pool>,
 }
 
-/// A transport, as a mount makes it, but for what sunrpc adds to close it: it must not be connected, or closed by
-/// force. There is nobody else who has it.
+/// What calls have: a reply, which nobody decodes.
+const PROC: bindings::rpc_procinfo = bindings::rpc_procinfo {
+    p_decode: Some(decode),
+    ..pin_init::zeroed()
+};
+
+/// The length of a call.
+const CALL: usize = 100;
+
+/// # Safety
+///
+/// None.
+unsafe extern "C" fn decode(
+    _: *mut bindings::rpc_rqst,
+    _: *mut bindings::xdr_stream,
+    _: *mut c_void,
+) -> c_int {
+    EIO.to_errno()
+}
+
+/// A transport, as a mount makes it, but for what sunrpc adds to close it: it must not be closed by force unless
+/// it was connected by [`Self::connect`], and then only the test closes it. There is nobody else who has it.
 ///
 /// # Invariants
 ///
@@ -121,11 +144,38 @@ impl<T: ClientTransport> TrialClient<T> {
         self.connect_cookie().load(Relaxed)
     }
 
+    /// It has this connection, and is locked from now on: who wants it to be closed finds it so.
+    pub(crate) fn connect(
+        &self,
+        connect: impl FnOnce(&Self, &mut SendLock<'_, T>) -> Result,
+    ) -> Result {
+        // SAFETY: By the type invariant; bits are set one at a time.
+        unsafe {
+            let state = &raw mut (*self.raw.as_ptr()).state;
+            bindings::set_bit(bindings::XPRT_LOCKED as usize, state);
+        }
+        // SAFETY: Nobody else uses the transport.
+        connect(self, &mut unsafe { SendLock::new(self) })?;
+        self.connect_cookie().add(1, Relaxed);
+        // SAFETY: As above.
+        unsafe { bindings::xprt_set_connected(self.raw.as_ptr()) };
+        Ok(())
+    }
+
+    /// Whether somebody wants it to be closed, which nobody has done.
+    pub(crate) fn is_to_close(&self) -> bool {
+        self.has(bindings::XPRT_CLOSE_WAIT)
+    }
+
     /// sunrpc closes it. Sleeps.
     pub(crate) fn close(&self) -> Result {
         let close = self.ops().close.ok_or(ENOENT)?;
         // SAFETY: A transport of this type. Nobody else uses it, so it is as if it was locked.
-        unsafe { close(self.raw.as_ptr()) };
+        unsafe {
+            let state = &raw mut (*self.raw.as_ptr()).state;
+            bindings::clear_bit(bindings::XPRT_CLOSE_WAIT as usize, state);
+            close(self.raw.as_ptr());
+        }
         Ok(())
     }
 
@@ -304,6 +354,112 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
         Ok(())
     }
 
+    /// Encodes a call with this XID (in host order), with so much room for the reply, which sunrpc looks for from
+    /// now on.
+    pub(crate) fn encode(&self, xid: u32, room: usize) -> Result {
+        self.allocate(CALL, room)?;
+        let (raw, rqst) = (self.xprt.raw.as_ptr(), self.rqst().ok_or(ENOENT)?.as_ptr());
+        // SAFETY: The task's request, which has buffers of these lengths.
+        unsafe {
+            (*rqst).rq_xid = xid.to_be();
+            (*rqst).rq_task = self.raw();
+            (*self.raw()).tk_msg.rpc_proc = const { &PROC };
+            for (buf, at, len) in [
+                (&raw mut (*rqst).rq_snd_buf, (*rqst).rq_buffer, CALL),
+                (&raw mut (*rqst).rq_rcv_buf, (*rqst).rq_rbuffer, room),
+            ] {
+                (*buf).head[0].iov_base = at;
+                (*buf).head[0].iov_len = len;
+                // CAST: A few pages.
+                (*buf).buflen = len as u32;
+            }
+            (*rqst).rq_snd_buf.len = (*rqst).rq_snd_buf.buflen;
+            (&raw mut (*rqst).rq_private_buf).copy_from(&raw const (*rqst).rq_rcv_buf, 1);
+        }
+        let queue = self.xprt.lock_queue();
+        // SAFETY: The lock is held. The tree has requests, in the order of their XIDs, and not this one.
+        unsafe {
+            let root = &raw mut (*raw).recv_queue;
+            let (mut parent, mut place) = (core::ptr::null_mut(), &raw mut (*root).rb_node);
+            while !(*place).is_null() {
+                parent = *place;
+                // It is all of that union.
+                let field = parent.cast::<bindings::rpc_rqst__bindgen_ty_1>();
+                let other = kernel::container_of!(field, bindings::rpc_rqst, __bindgen_anon_1);
+                place = if (*rqst).rq_xid < (*other).rq_xid {
+                    &raw mut (*parent).rb_left
+                } else {
+                    &raw mut (*parent).rb_right
+                };
+            }
+            let node = (&raw mut (*rqst).__bindgen_anon_1).cast();
+            bindings::rb_link_node(node, parent, place);
+            bindings::rb_insert_color(node, root);
+            let state = &raw mut (*self.raw()).tk_runstate;
+            bindings::set_bit(bindings::RPC_TASK_NEED_RECV as usize, state);
+        }
+        drop(queue);
+        Ok(())
+    }
+
+    /// Whether sunrpc looks for the reply to its call.
+    fn is_expectant(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { (*self.raw()).tk_runstate & (1 << bindings::RPC_TASK_NEED_RECV) != 0 }
+    }
+
+    /// sunrpc does not look for the reply to its call any more.
+    fn forget(&self) {
+        let queue = self.xprt.lock_queue();
+        if let Some(rqst) = self.rqst().filter(|_| self.is_expectant()) {
+            // SAFETY: The lock is held, and the request is in the tree.
+            unsafe {
+                let node = (&raw mut (*rqst.as_ptr()).__bindgen_anon_1).cast();
+                bindings::rb_erase(node, &raw mut (*self.xprt.raw.as_ptr()).recv_queue);
+                let state = &raw mut (*self.raw()).tk_runstate;
+                bindings::clear_bit(bindings::RPC_TASK_NEED_RECV as usize, state);
+            }
+        }
+        drop(queue);
+    }
+
+    /// Encodes and sends a call, as [`Self::encode`] and [`Self::transmit`].
+    pub(crate) fn call(&self, xid: u32, room: usize) -> Result {
+        self.encode(xid, room)?;
+        kernel::error::to_result(self.transmit(xid)?)
+    }
+
+    /// What came of the call that it has encoded: the length of the reply. `None` while there is none.
+    pub(crate) fn outcome(&self) -> Option<Result<usize>> {
+        let rqst = self.rqst().filter(|_| !self.is_expectant())?.as_ptr();
+        // SAFETY: The task and its request.
+        let (error, len) = unsafe { ((*self.raw()).tk_rpc_status, (*rqst).rq_reply_bytes_recvd) };
+        Some(kernel::error::to_result(error).map(|()| len))
+    }
+
+    /// How the reply begins, at most as long as there is room.
+    pub(crate) fn reply(&self, len: usize) -> Result<KVec<u8>> {
+        let rqst = self.rqst().ok_or(ENOENT)?.as_ptr();
+        let mut all = KVec::new();
+        // SAFETY: The task's request, which has its buffer; nobody writes to it when there is a reply.
+        unsafe {
+            let len = len.min((*rqst).rq_rcvsize);
+            let bytes = core::slice::from_raw_parts((*rqst).rq_rbuffer.cast::<u8>(), len);
+            all.extend_from_slice(bytes, GFP_KERNEL)?;
+        }
+        Ok(all)
+    }
+
+    /// It was killed: its call is given up, and its memory is to be used again. Sleeps.
+    pub(crate) fn end(&self) -> Result {
+        let buf_free = self.xprt.ops().buf_free.ok_or(ENOENT)?;
+        self.forget();
+        self.give_up()?;
+        // SAFETY: The task has its request, and its buffers.
+        unsafe { buf_free(self.raw()) };
+        Ok(())
+    }
+
     /// What sunrpc is told when it wants the call to be sent: an error number, or 0.
     pub(crate) fn transmit(&self, xid: u32) -> Result<c_int> {
         let rqst = self.rqst().ok_or(ENOENT)?.as_ptr();
@@ -313,7 +469,12 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
             (*rqst).rq_xid = xid.to_be();
             (*rqst).rq_xprt = self.xprt.raw.as_ptr();
             (*rqst).rq_task = self.raw();
-            Ok(send_request(rqst))
+            let cookie = self.xprt.connect_cookie().load(Relaxed);
+            let told = send_request(rqst);
+            if told == 0 {
+                (*rqst).rq_connect_cookie = cookie;
+            }
+            Ok(told)
         }
     }
 
@@ -364,6 +525,7 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
 impl<T: ClientTransport> Drop for TrialTask<'_, T> {
     fn drop(&mut self) {
         let raw = self.xprt.raw.as_ptr();
+        self.forget();
         // SAFETY: The task is on this queue or on none.
         unsafe { bindings::rpc_wake_up_queued_task(&raw mut (*raw).backlog, self.raw()) };
         if let (Some(rqst), Some(free_slot)) = (self.rqst(), self.xprt.ops().free_slot) {

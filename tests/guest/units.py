@@ -4,8 +4,8 @@
 from lib import *
 
 PARSER = "/run/payload/selftests/tools/testing/kunit/kunit.py"
-SUITES = ("rpcrdma_client", "rpcrdma_ib", "rpcrdma_expose", "rpcrdma_ib_passive", "rpcrdma_ib_server",
-          "rpcrdma_ib_op", "rpcrdma_rt", "rpcrdma_server")
+SUITES = ("rpcrdma_client", "rpcrdma_reply", "rpcrdma_ib", "rpcrdma_expose", "rpcrdma_ib_passive",
+          "rpcrdma_ib_server", "rpcrdma_ib_op", "rpcrdma_rt", "rpcrdma_server")
 
 log = ""
 with check("the module is loaded by a kernel with KUnit"):

@@ -311,12 +311,12 @@ impl Fake {
     }
 
     /// Work requests complete when they are posted, from now on.
-    pub(in crate::ib) fn be_prompt(&self) {
+    pub(crate) fn be_prompt(&self) {
         self.state.facts.lock().prompt = true;
     }
 
     /// The device has failed: it does not flush what is posted.
-    pub(in crate::ib) fn fail(&self) {
+    pub(crate) fn fail(&self) {
         self.state.facts.lock().flushes = false;
     }
 

@@ -290,7 +290,7 @@ pub(super) fn trial() -> Result<(Fake, Seen, Arc<Atomic<u32>>, Conn<Proto>)> {
     Ok((fake, seen, alive, conn))
 }
 
-/// All that [`Conn::connect`] makes, without a peer.
+/// The connection alone.
 fn connection(fake: &Fake, seen: &Seen) -> Result<Conn<Proto>> {
     next_connection(fake, seen, None)
 }
@@ -329,22 +329,7 @@ pub(super) fn connection_with(
         wanted: &|| true,
         attempt: &Attempt::default(),
     };
-    let id = cm::Id::new(&params.net, cm::Events::new()?)?;
-    let lease = DeviceLease::new(fake.as_raw())?;
-    let limits = fake.limits(&params)?;
-    let mut parts = match spare.and_then(|spare| spare.open(&lease)) {
-        Some(parts) => parts,
-        None => Parts::new(Pd::new(lease)?),
-    };
-    let domain = Domain::new(parts.pd.clone())?;
-    let inner = Inner::new(Proto(seen.clone()), limits, id.events().clone())?;
-    let mut conn = Conn::new(id, domain, inner);
-    conn.make_queues(&params, &mut parts, |id, domain, attr| {
-        // SAFETY: As `make_queues` promises.
-        unsafe { fake::create_qp(id.as_raw(), domain, attr) }
-    })?;
-    conn.inner.phase.store(phase::UP, Release);
-    Ok(conn)
+    fake.connect(&params, spare, |_| Proto(seen.clone()))
 }
 
 impl Fake {
@@ -352,6 +337,31 @@ impl Fake {
     pub(crate) fn limits(&self, params: &Params<'_>) -> Result<Limits> {
         let lease = DeviceLease::new(self.as_raw())?;
         Limits::new(&lease.caps(), lease.name(), params)
+    }
+
+    /// All that [`Conn::connect`] makes, without a peer, and so without memory for padding.
+    pub(crate) fn connect<P: Protocol>(
+        &self,
+        params: &Params<'_>,
+        spare: Option<Spare>,
+        new: impl FnOnce(&Limits) -> P,
+    ) -> Result<Conn<P>> {
+        let id = cm::Id::new(&params.net, cm::Events::new()?)?;
+        let lease = DeviceLease::new(self.as_raw())?;
+        let limits = self.limits(params)?;
+        let mut parts = match spare.and_then(|spare| spare.open(&lease)) {
+            Some(parts) => parts,
+            None => Parts::new(Pd::new(lease)?),
+        };
+        let domain = Domain::new(parts.pd.clone())?;
+        let inner = Inner::new(new(&limits), limits, id.events().clone())?;
+        let mut conn = Conn::new(id, domain, inner);
+        conn.make_queues(params, &mut parts, |id, domain, attr| {
+            // SAFETY: As `make_queues` promises.
+            unsafe { fake::create_qp(id.as_raw(), domain, attr) }
+        })?;
+        conn.inner.phase.store(phase::UP, Release);
+        Ok(conn)
     }
 }
 
