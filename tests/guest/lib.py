@@ -310,8 +310,8 @@ def mount(vers, extra="", at="/mnt/a", server=SERVER, export=EXPORT, opts=None, 
             # Seen once, without a reason: which handle does the server not know?
             say(on_server("grep . /proc/net/rpc/nfsd.*/content; cat /var/lib/nfs/etab"))
         if "denied" in str(error) and "sec=krb5" in extra:
-            # Seen twice in 700 mounts. The trace of the second one had rpcgss_upcall_result=-13, and no
-            # rpcgss_upcall_msg before it: the kernel did not ask rpc.gssd, which had no pipe open at that moment.
+            # Seen three times in 700 mounts. Traces of two had rpcgss_upcall_result=-13 and no rpcgss_upcall_msg
+            # before it: the kernel did not ask rpc.gssd, as it had no pipe open. kerberos-up waits for that now.
             for command in (on_server, on_client):
                 say(command("tail -n 60 /sys/kernel/tracing/trace | cut -c 24-200; ps ax | grep gssd; "
                             "ls -l /proc/$(pidof rpc.gssd)/fd; true"))
