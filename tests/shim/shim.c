@@ -476,7 +476,7 @@ static void adopt(struct device *d, dma_addr_t addr, size_t size, enum dma_data_
 
 	spin_lock_irqsave(&adopting, flags);
 	adopted = addr;
-	dma_map_phys(d, virt_to_phys((void *)addr), size, dir, 0);
+	WARN_ON(dma_mapping_error(d, dma_map_phys(d, virt_to_phys((void *)addr), size, dir, 0)));
 	adopted = 0;
 	spin_unlock_irqrestore(&adopting, flags);
 }
