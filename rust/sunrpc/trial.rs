@@ -149,6 +149,9 @@ impl<T: ClientTransport> TrialClient<T> {
         &self,
         connect: impl FnOnce(&Self, &mut SendLock<'_, T>) -> Result,
     ) -> Result {
+        if self.has(bindings::XPRT_LOCKED) {
+            return Err(EBUSY);
+        }
         // SAFETY: By the type invariant; bits are set one at a time.
         unsafe {
             let state = &raw mut (*self.raw.as_ptr()).state;
@@ -357,6 +360,9 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
     /// Encodes a call with this XID (in host order), with so much room for the reply, which sunrpc looks for from
     /// now on.
     pub(crate) fn encode(&self, xid: u32, room: usize) -> Result {
+        if self.is_expectant() {
+            return Err(EBUSY);
+        }
         self.allocate(CALL, room)?;
         let (raw, rqst) = (self.xprt.raw.as_ptr(), self.rqst().ok_or(ENOENT)?.as_ptr());
         // SAFETY: The task's request, which has buffers of these lengths.
@@ -440,6 +446,9 @@ impl<'x, T: ClientTransport> TrialTask<'x, T> {
     /// How the reply begins, at most as long as there is room.
     pub(crate) fn reply(&self, len: usize) -> Result<KVec<u8>> {
         let rqst = self.rqst().ok_or(ENOENT)?.as_ptr();
+        if !matches!(self.outcome(), Some(Ok(_))) {
+            return Err(ENOENT);
+        }
         let mut all = KVec::new();
         // SAFETY: The task's request, which has its buffer; nobody writes to it when there is a reply.
         unsafe {

@@ -19,7 +19,7 @@ OBJECTS = ("pd", "cq", "qp", "cm_id", "mr", "ctx", "srq")
 # were seen on busy clients of either module, and slabs grow by up to 800 KiB with what tools and caches
 # leave. A page or 100 bytes that leak with each of the thousands of RPCs of a suite are more.
 TOLERANCE = {"slab": 1 << 20, "pages": 8 << 20, "vmalloc": 1 << 20, "percpu": 1 << 20}
-# For each worker of the kernel more than there were, up to so many, that much of slabs and vmalloc beside: an idle
+# For each idle worker of the kernel more than there were, up to so many, that much of slabs and vmalloc beside: an idle
 # one stays for five minutes, and a suite with many connections at once has made 26 of them.
 WORKERS, WORKER = 64, {"slab": 28 << 10, "vmalloc": 22 << 10}
 # Bits of the taint: memory was found as it must not be, the kernel died, it locked up. (A warning is on the
@@ -92,7 +92,8 @@ def objects():
 def here():
     """What is in use on this machine."""
     modules = sorted(line.split()[0] for line in read("/proc/modules").splitlines())
-    tasks = [re.sub("kworker.*", "kworker", name) for name in run("ps", "-e", "-o", "comm=").split("\n")]
+    # Idle ones of the pools all have one name.
+    tasks = [re.sub(r"kworker/[u\d][^+]*$", "kworker", name) for name in run("ps", "-e", "-o", "comm=").split("\n")]
     return {"module": use_count(), "memory": memory(), "slabs": slabs(), "objects": objects(),
             "modules": modules, "tasks": tasks, "taint": int(read("/proc/sys/kernel/tainted"))}
 

@@ -193,7 +193,7 @@ def as_before(vers):
         os.listdir(at)
     looks = []
     # What was mounted goes on both sides in its own time.
-    while len(looks) < 3 or looks[-1] != looks[-3]:
+    while len(looks) < 3 or any(look != looks[-1] for look in looks[-3:]):
         time.sleep(1)
         looks.append({side: in_use(there) for side, there in SIDES.items()})
     base = looks[-1]

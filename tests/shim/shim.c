@@ -426,11 +426,12 @@ static dma_addr_t map_phys(struct device *d, phys_addr_t phys, size_t size, enum
 {
 	/* Less than a page begins at one slot or another, the rest with a page. */
 	unsigned int offset = size < PAGE_SIZE ? 2048 * get_random_u32_below(2) : 0;
+	dma_addr_t known = READ_ONCE(adopted);
 	struct mapping *m;
 	unsigned long flags;
 
-	if (adopted && phys == virt_to_phys((void *)adopted))
-		return adopted;
+	if (known && phys == virt_to_phys((void *)known))
+		return known;
 	if (fails(MAP))
 		return DMA_MAPPING_ERROR;
 	m = kzalloc(sizeof(*m), GFP_ATOMIC);
@@ -469,15 +470,18 @@ static struct mapping *find(dma_addr_t addr)
 	return NULL;
 }
 
-/* For DMA-API debugging, which looks for it behind unmap_phys(): a mapping of before bouncing began. */
+/*
+ * For DMA-API debugging, which looks for it behind unmap_phys(): a mapping of before bouncing began. What has the
+ * size of the connection manager's is taken for one of those, also if it was unmapped before.
+ */
 static void adopt(struct device *d, dma_addr_t addr, size_t size, enum dma_data_direction dir)
 {
 	unsigned long flags;
 
 	spin_lock_irqsave(&adopting, flags);
-	adopted = addr;
+	WRITE_ONCE(adopted, addr);
 	WARN_ON(dma_mapping_error(d, dma_map_phys(d, virt_to_phys((void *)addr), size, dir, 0)));
-	adopted = 0;
+	WRITE_ONCE(adopted, 0);
 	spin_unlock_irqrestore(&adopting, flags);
 }
 
