@@ -149,9 +149,6 @@ impl<T: ClientTransport> TrialClient<T> {
         &self,
         connect: impl FnOnce(&Self, &mut SendLock<'_, T>) -> Result,
     ) -> Result {
-        if self.has(bindings::XPRT_LOCKED) {
-            return Err(EBUSY);
-        }
         // SAFETY: By the type invariant; bits are set one at a time.
         unsafe {
             let state = &raw mut (*self.raw.as_ptr()).state;

@@ -24,6 +24,7 @@
 #include <linux/dma-map-ops.h>
 #include <linux/hashtable.h>
 #include <linux/highmem.h>
+#include <linux/kmemleak.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
@@ -703,12 +704,16 @@ out:
 
 static void __exit end(void)
 {
+	struct mapping *m;
 	int n;
 
 	ib_unregister_client(&client);
 	for (n = 0; n < ARRAY_SIZE(probes); n++)
 		unregister_kprobe(&probes[n]);
 	platform_device_unregister(dma);
+	/* What the connection manager has mapped since then stays: it goes on using that memory. */
+	hash_for_each(mappings, n, m, node)
+		kmemleak_not_leak(m);
 }
 
 module_init(begin);
