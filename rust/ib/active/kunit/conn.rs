@@ -188,13 +188,14 @@ mod tests {
         assert_eq!(idle(&conn), TWO);
         let told = seen.lock().writable;
         conn.region_shortage();
-        assert_eq!(seen.lock().writable, told + 1);
-        // Now they come back after that. (A worker tells of it too, a little later.)
+        assert!(seen.lock().writable > told);
+        // Now they come back after that. (A worker tells of it too, most of the time a little later: who has been told
+        // does not wait any more.)
         send_set(&mut conn, &seen, &alive)?;
         sets.push(take_set(&seen)?, GFP_KERNEL)?;
         assert!(send_set(&mut conn, &seen, &alive).is_err());
-        conn.region_shortage();
         let told = seen.lock().writable;
+        conn.region_shortage();
         drop(sets.pop().ok_or(EINVAL)?.invalidate_sync());
         assert!(seen.lock().writable > told);
         let proof = conn.shutdown();
