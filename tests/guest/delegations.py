@@ -205,17 +205,10 @@ def transport():
         return [int(n) for n in on_server(f"ls -d {SWITCHES}/*/xprt-* | wc -l; "
                                           "cat /sys/module/rpcrdma_rust/refcnt").split()]
 
-    def settled():
-        """The same when what was mounted before has gone."""
-        looks = []
-        while len(looks) < 4 or looks[-1] != looks[-4]:
-            looks.append(shown())
-            time.sleep(1)
-        return looks[-1]
-
     with check("the transport for callbacks has a class, keeps the module, and goes with its connection"):
         unlike("server", "the C module's has no class: its kernel would follow NULL", deadly=True)
-        before = settled()
+        # When what was mounted before has gone.
+        before = steady(shown, 4)
         with mounted("3"):
             without = shown()
         wait_for(lambda: shown() == before, 30, f"transports and references are {before} again")

@@ -225,6 +225,15 @@ def wait_for(condition, seconds, what):
         time.sleep(0.1)
 
 
+def steady(look, times):
+    """What `look` finds when it has found the same so many times in a row, a second apart."""
+    looks = []
+    while len(looks) < times or any(found != looks[-1] for found in looks[-times:]):
+        time.sleep(1)
+        looks.append(look())
+    return looks[-1]
+
+
 def buffer(data):
     """The bytes at a page boundary, as direct I/O wants them."""
     m = mmap.mmap(-1, max(len(data), 1))
@@ -310,7 +319,7 @@ def mount(vers, extra="", at="/mnt/a", server=SERVER, export=EXPORT, opts=None, 
             # Seen once, without a reason: which handle does the server not know?
             say(on_server("grep . /proc/net/rpc/nfsd.*/content; cat /var/lib/nfs/etab"))
         if "denied" in str(error) and "sec=krb5" in extra:
-            # Seen three times in 700 mounts. Traces of two had rpcgss_upcall_result=-13 and no rpcgss_upcall_msg
+            # Seen three times in some 850 mounts. Traces of two had rpcgss_upcall_result=-13 and no rpcgss_upcall_msg
             # before it: the kernel did not ask rpc.gssd, as it had no pipe open. kerberos-up waits for that now.
             for command in (on_server, on_client):
                 say(command("tail -n 60 /sys/kernel/tracing/trace | cut -c 24-200; ps ax | grep gssd; "

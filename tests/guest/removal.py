@@ -191,12 +191,8 @@ def as_before(vers):
     """What is in use on both sides after the body is what was before."""
     with mounted(vers) as at:
         os.listdir(at)
-    looks = []
     # What was mounted goes on both sides in its own time.
-    while len(looks) < 3 or any(look != looks[-1] for look in looks[-3:]):
-        time.sleep(1)
-        looks.append({side: in_use(there) for side, there in SIDES.items()})
-    base = looks[-1]
+    base = steady(lambda: {side: in_use(there) for side, there in SIDES.items()}, 3)
     say(f"in use: {base}")
     yield base
     still(base)
