@@ -35,6 +35,11 @@ def look(at):
     raise Failed(f"no RPC by RDMA: {events}")
 
 
+def known(seen):
+    if seen is None:
+        raise Skip("see above")
+
+
 def resolved(at):
     """How long addresses and routes may take, in milliseconds, as the RDMA core is told."""
     with probes(run, "f:probe_addr rdma_resolve_addr ms=timeout_ms",
@@ -45,11 +50,13 @@ def resolved(at):
 
 
 with mounted("3", "noac") as at:
+    seen = None
     with check("functions that there are, and functions that there are not"):
         seen, functions = look(at)
         equal([name for name in FUNCTIONS if not functions[name]], [], "functions that are missing")
         equal([name for name in NONE if functions[name]], [], "functions that should not be there")
     with check("times: a minute for everything, and five for idle connections"):
+        known(seen)
         say(seen)
         for name in ("bind", "connect", "reconnect", "first", "most"):
             equal(seen[name], MINUTE, NUMBERS[name])
@@ -57,6 +64,7 @@ with mounted("3", "noac") as at:
         for name in ("more", "retries"):
             equal(seen[name], 0, NUMBERS[name])
     with check("slots, payload, and the protocol of what goes beside it"):
+        known(seen)
         equal([seen[name] for name in ("slots", "least", "prot", "payload")], [128, 0, 6, 257 << 12],
               "slots, those that sunrpc has, protocol, payload")
 

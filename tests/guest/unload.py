@@ -26,10 +26,16 @@ def sysctls():
     return found
 
 
+def rescuers():
+    """Threads that work for the module's queues when there is no memory for others (wherever the module is)."""
+    return sorted(re.findall(r"(?m)^kworker/R-(rpcrdma_\S+)$", run("ps", "-e", "-o", "comm=")))
+
+
 def gone(text):
-    """No name of the module in /proc/modules, kallsyms, sysctls, RDMA objects, RPC transports."""
+    """Nothing of the module: not loaded, no sysctls, no thread, no RDMA objects."""
     expect(MODULE not in modules(), f"{text}: {MODULE} is still loaded")
     equal(sysctls(), [], "sysctls left")
+    equal(rescuers(), [], "threads left")
     for kind in ("pd", "cq", "qp", "cm_id", "mr"):
         lines = [l for l in rdma_objects(kind) if f"[{MODULE}]" in l]
         equal(lines, [], f"{kind} left")
@@ -93,6 +99,9 @@ with check("mount loads the module by itself"):
     with mounted("4.2") as at:
         expect(MODULE in modules(), f"mounted without {MODULE}")
         os.listdir(at)
+with check("the module's work goes on without memory: each of its queues has a thread"):
+    unlike("client", "it has others")
+    equal(rescuers(), ["rpcrdma_closing", "rpcrdma_rust"], "queues with a thread")
 with check("load and unload twenty times"):
     if NODES == 1:
         on_server("nfsd-down")

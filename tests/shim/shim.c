@@ -367,6 +367,12 @@ static int refuse(struct kprobe *probe, struct pt_regs *regs)
 	return 1;
 }
 
+/* Reallocation to nothing, which is how Rust gives memory back, does not fail. */
+static int refuse_to_grow(struct kprobe *probe, struct pt_regs *regs)
+{
+	return regs_get_kernel_argument(regs, 1) ? refuse(probe, regs) : 0;
+}
+
 static int refuse_sysctl(struct kprobe *probe, struct pt_regs *regs)
 {
 	if (!fails(SYSCTL))
@@ -381,8 +387,8 @@ static void after(struct kprobe *probe, struct pt_regs *regs, unsigned long flag
 }
 
 static struct kprobe probes[] = {
-	{ .symbol_name = "rust_helper_krealloc_node_align", .pre_handler = refuse, .post_handler = after },
-	{ .symbol_name = "rust_helper_kvrealloc_node_align", .pre_handler = refuse, .post_handler = after },
+	{ .symbol_name = "rust_helper_krealloc_node_align", .pre_handler = refuse_to_grow, .post_handler = after },
+	{ .symbol_name = "rust_helper_kvrealloc_node_align", .pre_handler = refuse_to_grow, .post_handler = after },
 	{ .symbol_name = "rust_helper_alloc_pages", .pre_handler = refuse, .post_handler = after },
 	{ .symbol_name = "register_sysctl_sz", .pre_handler = refuse_sysctl, .post_handler = after },
 	{ .symbol_name = "cma_cm_event_handler", .pre_handler = cm_event, .post_handler = after },
