@@ -377,6 +377,7 @@ with check(f"{args.count} replies of a server that lies: no call hangs, no memor
             one.stop = True
         for one in load:
             one.join(150)
+        say(f"{told.total() - told['honest']} of them lies (some say the truth after all)")
         say("told: " + ", ".join(f"{value} {key}" for key, value in told.most_common()))
         say("got: " + ", ".join(f"{value} {key}" for key, value in outcomes.most_common()))
         say(f"connections: {liar.accepted}")

@@ -56,6 +56,12 @@ def unlike(side, reason, deadly=False):
         raise Skip(reason)
 
 
+def without_checkers(what):
+    """Skip a check for which the kernel lacks something that the debug kernel has to have."""
+    expect(SLOWNESS == 1 or os.path.exists("/sys/kernel/debug/kcsan"), f"this kernel should have {what}")
+    raise Skip(f"the kernel has no {what}")
+
+
 class Failed(Exception):
     """What was expected and what came instead."""
 

@@ -171,21 +171,29 @@ def nothing():
 @contextlib.contextmanager
 def asked():
     """Somebody reads what our module shows of its connections, all the time: that must hold up nothing."""
-    loop = f"while cat {CONNECTIONS} >/dev/null; do sleep 0.1; done"
+    loop = f"while cat {CONNECTIONS} >/dev/null; do echo >>/tmp/asked; sleep 0.1; done"
+    ask = "wc -l /tmp/asked"
+    # What was there before is somebody else's.
+    run("rm", "-f", "/tmp/asked")
+    on_server("rm -f /tmp/asked")
     ours = subprocess.Popen(["sh", "-c", loop]) if os.path.exists(CONNECTIONS) else None
     theirs = on_server(f"[ ! -e {CONNECTIONS} ] || {{ nohup sh -c '{loop}' >/dev/null 2>&1 & echo $!; }}").strip()
     try:
         yield
+        # Somebody who is held up has not ended.
         if ours:
-            expect(ours.poll() is None, "our connections cannot be read any more")
+            before = run(*ask.split())
+            wait_for(lambda: run(*ask.split()) != before, 10, "somebody reads our connections")
         if theirs:
-            on_server(f"kill -0 {theirs}")
+            before = on_server(ask)
+            wait_for(lambda: on_server(ask) != before, 10, "somebody reads the server's connections")
     finally:
         if ours:
             ours.kill()
             ours.wait(10)
+            run("rm", "-f", "/tmp/asked")
         if theirs:
-            on_server(f"kill {theirs}; true")
+            on_server(f"kill {theirs}; rm -f /tmp/asked")
 
 
 EVENTS = [flap, flap, flap, client_device, server_device, restart, ended, nothing]
@@ -196,7 +204,7 @@ parser.add_argument("--seed", default=os.environ.get("SEED")
                     or f"{int.from_bytes(os.urandom(4), 'big'):08x}")
 args = parser.parse_args()
 chance = random.Random(args.seed)
-happened, slowest = collections.Counter(), collections.Counter()
+happened, slowest, mended, bag = collections.Counter(), collections.Counter(), [], []
 LONGEST = 180
 say(f"seed {args.seed}, {args.seconds:.0f} s")
 workers = []
@@ -208,7 +216,7 @@ def all_go_on():
     begun = time.monotonic()
     wanted = [worker.done() + 2 for worker in workers]
     def better():
-        happened["a queue pair of rxe for connecting was in error"] += mend()
+        mended.append(mend())
         return all(worker.done() >= count for worker, count in zip(workers, wanted))
 
     wait_for(better, LONGEST,
@@ -227,7 +235,9 @@ with check(f"{args.seconds:.0f} s of accidents, and nothing is lost", limit=args
     end = time.monotonic() + args.seconds
     told = time.monotonic()
     while time.monotonic() < end:
-        event = chance.choice(EVENTS)
+        # Each kind comes before any comes again.
+        bag = bag or chance.sample(EVENTS, len(EVENTS))
+        event = bag.pop()
         event()
         # Sometimes the next one comes before all is well again.
         if chance.random() < 0.7:
@@ -239,12 +249,16 @@ with check(f"{args.seconds:.0f} s of accidents, and nothing is lost", limit=args
                 f"{end - told:.0f} s to go")
     all_go_on()
     say("happened: " + ", ".join(f"{value} {name}" for name, value in happened.most_common()))
+    say(f"queue pairs of rxe for connecting that were in error: {sum(mended)}")
     say("work went on after at most: " + ", ".join(f"{value:.1f} s ({name})" for name, value in slowest.items()))
     for worker in workers:
         stats = xprt_stats(worker.at)
         say(f"{worker.name}: {worker.done()} rounds, {stats['sends']} calls, {stats['connect_count']} connections, "
             f"{stats['bad_xids']} unknown XIDs, {stats['bad_reply_count']} bad replies")
         equal(stats["bad_reply_count"], 0, "replies that made no sense")
+        if sum(happened.values()) >= 2 * len(EVENTS):
+            expect(stats["connect_count"] > 1, "nothing has ended a connection")
+            equal({event.__name__ for event in EVENTS} - set(happened), set(), "accidents that never came")
 
 with check("the server has all that was written, and nothing else", limit=300):
     for worker in workers:

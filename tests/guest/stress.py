@@ -59,7 +59,8 @@ def tool(name, *argv, seconds):
 
 
 def stress(at, vers, name, extra, rounds, least=1):
-    limit = ["--timeout", "60s", f"--{name}-ops", str(rounds)] if rounds else ["--timeout", f"{SECONDS}s"]
+    limit = ["--timeout", f"{60 * SLOWNESS}s", f"--{name}-ops", str(rounds)] if rounds \
+        else ["--timeout", f"{SECONDS * SLOWNESS}s"]
     status, text = tool("stress-ng", f"--{name}", str(WORKERS), *extra.split(), *limit, "--verify",
                         "--metrics-brief", "--oomable", "--temp-path", f"{at}/stress", seconds=60)
     found = re.search(rf"metrc: \[\d+\] {name} +(\d+) ", text)
